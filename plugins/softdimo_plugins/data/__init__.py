@@ -1,0 +1,1 @@
+"""Built-in data, each reached through its entry point."""

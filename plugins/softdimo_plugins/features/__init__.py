@@ -1,0 +1,1 @@
+"""Built-in features, each reached through its entry point."""

@@ -1,0 +1,1 @@
+"""Built-in losses, each reached through its entry point."""

@@ -1,0 +1,1 @@
+"""Built-in metrics, each reached through its entry point."""

@@ -1,0 +1,1 @@
+"""Built-in rewards, each reached through its entry point."""

@@ -1,0 +1,1 @@
+"""Built-in samplers, each reached through its entry point."""

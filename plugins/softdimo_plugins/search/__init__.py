@@ -1,0 +1,1 @@
+"""Built-in search, each reached through its entry point."""

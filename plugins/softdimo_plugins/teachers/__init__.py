@@ -1,0 +1,1 @@
+"""Built-in teachers, each reached through its entry point."""

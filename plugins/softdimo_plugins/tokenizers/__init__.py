@@ -1,0 +1,1 @@
+"""Built-in tokenizers, each reached through its entry point."""

@@ -1,0 +1,369 @@
+"""What each kind of component gives. A plugin depends on this file, `spec`, `shapes` and the pure mathematics only.
+
+Images are [B C H W] in [0, 1] with C = 1 or 3; rewards always receive C = 3. Randomness comes from the generator that is
+passed in, never from torch's global one. Trainable state is registered as parameters or buffers, nothing else is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softdimo.shapes import Embedding, Image, Labels, Mask, PerSample, Probs, Tokens
+
+if TYPE_CHECKING:
+    from softdimo.math.init import Init
+    from softdimo.math.rollout import Roll
+    from softdimo.spec import Spec
+
+Logs = dict[str, Tensor | float]
+"""Scalars for the log; tensors are detached by the engine."""
+NULL_LABEL = -1
+"""Label of the unconditional branch."""
+
+
+class ImageShape(NamedTuple):
+    """Channels, height, width of a data set's images."""
+
+    C: int
+    H: int
+    W: int
+
+
+class TokenShape(NamedTuple):
+    """Sequence shape: L = rows * cols positions, G groups, V classes per group (the mask id is V)."""
+
+    rows: int
+    cols: int
+    G: int
+    V: int
+
+    @property
+    def L(self) -> int:
+        """Number of token positions."""
+        return self.rows * self.cols
+
+    @property
+    def units(self) -> int:
+        """Maskable units L * G."""
+        return self.L * self.G
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Conditions of a batch: class labels, or prompts with their encodings. Batch first everywhere.
+
+    `tensors` holds whatever a text-conditioned teacher needs (encoder states, pooled vectors), each [B ...].
+    """
+
+    labels: Labels
+    """[B]; -1 is the unconditional branch (and the label of prompts without a class)."""
+    prompts: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
+        """Apply `fn` to every tensor (moving to a device, for one)."""
+        return replace(self, labels=fn(self.labels), tensors={k: fn(v) for k, v in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Cond:
+        """The same conditions on `device`."""
+        return self.map(lambda t: t.to(device))
+
+    def __getitem__(self, index: Tensor | slice) -> Cond:
+        out = self.map(lambda t: t[index])
+        if not self.prompts:
+            return out
+        rows = range(len(self.prompts))[index] if isinstance(index, slice) else torch.arange(len(self))[index.cpu()].tolist()
+        return replace(out, prompts=tuple(self.prompts[i] for i in rows))
+
+    @staticmethod
+    def cat(parts: Sequence[Cond]) -> Cond:
+        """Concatenate along the batch."""
+        return Cond(
+            torch.cat([p.labels for p in parts]),
+            tuple(s for p in parts for s in p.prompts),
+            {k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors},
+        )
+
+    def repeat(self, n: int) -> Cond:
+        """Each condition n times in a row: [B] -> [B * n]."""
+        out = self.map(lambda t: t.repeat_interleave(n, 0))
+        return replace(out, prompts=tuple(s for s in self.prompts for _ in range(n)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real data: images or tokens or both, with their conditions."""
+
+    cond: Cond
+    images: Image | None = None
+    tokens: Tokens | None = None
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        return Batch(self.cond.to(device), move(self.images), move(self.tokens))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a component may know when it is built. `make` builds a nested component and loads its weights (cached)."""
+
+    image: ImageShape
+    classes: tuple[str, ...]
+    """Class names, one per label; also the prompts' words."""
+    make: Callable[[Spec], Any]
+    tokens: TokenShape | None = None
+    teacher: Teacher | None = None
+    tokenizer: Tokenizer | None = None
+    init: Init | None = None
+    """The recipe's token initialization, shared by training and one-step sampling."""
+    schedule: str = "arccos"
+    """The teacher's mask schedule (see `softdimo.math.schedules`)."""
+    device: torch.device = torch.device("cpu")
+
+
+class Output(NamedTuple):
+    """What a teacher returns: logits [B L G V] (or [N V] with `at`) and one [B L D] per requested block."""
+
+    logits: Tensor
+    features: tuple[Embedding, ...] = ()
+
+
+class Teacher(nn.Module, ABC):
+    """A masked backbone. Student and auxiliary are copies of it.
+
+    The mask id V is an input only. Everything with weights that turns tokens into the first [B L D] sequence is the
+    input embedding; positions and the condition are added inside `forward`, after the embedding noise.
+    """
+
+    shape: TokenShape
+    width: int
+    """D."""
+    depth: int
+    """Blocks; `features` are indices in [0, depth), the output of that block."""
+
+    @abstractmethod
+    def embed(self, tokens: Tokens) -> Embedding:
+        """Input embedding of token ids in [0, V]."""
+
+    @abstractmethod
+    def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
+        """Soft embedding E^T p (Soft-Di[M]O, section 3); masked units get the mask embedding. Equals `embed` at one-hot."""
+
+    @abstractmethod
+    def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
+        """One network pass. With `at`, logits are computed at those units only, as [N V] in the order of `at.nonzero()`.
+
+        An `at` without any True skips the head; blocks after the last requested feature may then be skipped too.
+        """
+
+    @abstractmethod
+    def table_rms(self) -> Tensor:
+        """Root mean square of the input embedding table (scalar): the unit of embedding noise and of TTEO's steps."""
+
+    def null(self, cond: Cond) -> Cond:
+        """The unconditional (or negative) branch of classifier-free guidance."""
+        return replace(cond, labels=torch.full_like(cond.labels, NULL_LABEL))
+
+    def frozen(self) -> tuple[str, ...]:
+        """Prefixes of the parameters that student and auxiliary keep from the teacher (embedding tables, biases)."""
+        return ()
+
+
+class Tokenizer(nn.Module, ABC):
+    """Codes <-> pixels; `decode` and `decode_soft` agree at one-hot and are differentiable."""
+
+    shape: TokenShape
+
+    @abstractmethod
+    def encode(self, img: Image) -> Tokens:
+        """Token ids in [0, V)."""
+
+    @abstractmethod
+    def decode_soft(self, probs: Probs, cond: Cond | None = None) -> Image:
+        """Decode the expected code sum_v p_v C_v; differentiable in `probs`."""
+
+    @abstractmethod
+    def decode(self, tokens: Tokens, cond: Cond | None = None) -> Image:
+        """Decode token ids."""
+
+    def loss(self, img: Image, rng: torch.Generator, progress: float) -> tuple[Tensor, Logs]:
+        """Training loss of this tokenizer at `progress` in [0, 1] of its run."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained here; give it weights")
+
+
+class Features(nn.Module, ABC):
+    """A network on images, for metrics, judges and classifier rewards."""
+
+    width: int
+
+    @abstractmethod
+    def forward(self, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
+        """Features [B F] and class logits [B K]."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """One number per image, higher is better. Never mixes samples of a batch."""
+
+    differentiable: bool
+
+    def __call__(self, img: Image, cond: Cond) -> PerSample:
+        """Score images [B 3 H W] in [0, 1]."""
+        ...
+
+
+class Discriminator(nn.Module, ABC):
+    """Scores for real against generated. Its parameters are its trainable ones; a frozen trunk is not registered."""
+
+    space: ClassVar[str] = "embedding"
+    """`embedding`: x is [B L D] in the teacher's input space, re-masked at `ratio`. `pixels`: x is [B C H W], ratio is 0."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, ratio: PerSample, cond: Cond) -> Float[Tensor, "B heads"]:
+        """Logits, one per head; positive means real."""
+
+
+class Sampler(Protocol):
+    """Teacher or student -> tokens."""
+
+    def passes(self) -> float:
+        """Network passes per sample, guidance counted (a guided step is 2)."""
+        ...
+
+    def sample(self, net: Teacher, cond: Cond, rng: torch.Generator) -> Tokens:
+        """Draw one token sequence per condition."""
+        ...
+
+
+class Term(Protocol):
+    """A term of L_gen. It sees the student through `roll.logits` only: the engine back-propagates once from there."""
+
+    critic: nn.Module | None
+    """What its critic player trains, or None."""
+
+    def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
+        """Scalar loss for the student (before the weight) and scalars for the log."""
+        ...
+
+    def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
+        """Scalar loss for the critic; `roll` is detached."""
+        ...
+
+
+class Search(Protocol):
+    """Test-time optimization of e_in with frozen weights."""
+
+    def run(
+        self, generator: Callable[[Embedding, Cond], Image], score: Callable[[Image, Cond], PerSample],
+        start: Callable[[Cond, torch.Generator], Embedding], cond: Cond, rng: torch.Generator,
+    ) -> Found:
+        """Search each condition independently; never returns worse than its first start."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a search over B conditions."""
+
+    e: Embedding
+    """The best input embedding of each condition."""
+    score: PerSample
+    """Its optimized score."""
+    trace: Float[Tensor, "starts iterations B"]
+    """Score of every evaluated point, iteration 0 first."""
+    passes: float
+    """Forward-equivalents per condition: a forward is 1, its backward 2."""
+
+
+class Metric(ABC):
+    """A number with its provenance. Feed the reference once, then `reset`, `update`, `result` per row."""
+
+    def reference(self, img: Image, cond: Cond) -> None:
+        """Add a batch of real images; ignored by metrics that need none."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the generated images, keep the reference."""
+
+    @abstractmethod
+    def update(self, img: Image, cond: Cond) -> None:
+        """Add a batch of generated images."""
+
+    @abstractmethod
+    def result(self) -> dict[str, float]:
+        """Named numbers of the images since `reset`."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str | int | float]:
+        """What the numbers depend on: formula, hash of the feature network, hash and size of the reference."""
+
+
+class Source(Protocol):
+    """A map-style split of a data set."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def get(self, index: Int[Tensor, "B"]) -> Batch:
+        """The samples at `index`."""
+        ...
+
+
+class Cursor(Iterator[Batch], Protocol):
+    """An endless stream of training batches whose position can be saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, as plain numbers."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved position."""
+        ...
+
+
+class Data(ABC):
+    """A data set: splits `train` and `held_out`, a stream of batches, and conditions to generate for."""
+
+    image: ImageShape
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def source(self, split: str) -> Source:
+        """The split `train` or `held_out`."""
+
+    def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:
+        """Shuffled batches of the training split, the same for the same seed; each rank gets its share."""
+        from softdimo.cursor import Shuffled
+
+        return Shuffled(self.source("train"), batch_size, seed, rank, world)
+
+    def conditions(self, n: int) -> Cond:
+        """`n` conditions, balanced over the classes, in a fixed order."""
+        return Cond(torch.arange(n) % len(self.classes))
+
+    def fingerprint(self) -> str:
+        """Identifies the data's content (a hash), for provenance and caches."""
+        return f"{type(self).__name__}:{len(self.source('train'))}"
+
+
+def typed(kind: str) -> type:
+    """The class or protocol of a kind (used by messages and contract checks)."""
+    return {
+        "teacher": Teacher, "tokenizer": Tokenizer, "features": Features, "loss": Term, "discriminator": Discriminator,
+        "reward": Reward, "sampler": Sampler, "search": Search, "metric": Metric, "data": Data,
+    }[kind]  # fmt: skip

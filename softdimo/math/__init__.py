@@ -1,0 +1,1 @@
+"""The pure mathematics: no engine, no recipe, no registry."""
