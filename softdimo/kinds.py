@@ -82,7 +82,11 @@ class Cond:
         out = self.map(lambda t: t[index])
         if not self.prompts:
             return out
-        rows = range(len(self.prompts))[index] if isinstance(index, slice) else torch.arange(len(self))[index.cpu()].tolist()
+        rows = (
+            range(len(self.prompts))[index]
+            if isinstance(index, slice)
+            else torch.arange(len(self))[index.cpu()].tolist()
+        )
         return replace(out, prompts=tuple(self.prompts[i] for i in rows))
 
     @staticmethod
@@ -268,8 +272,12 @@ class Search(Protocol):
     """Test-time optimization of e_in with frozen weights."""
 
     def run(
-        self, generator: Callable[[Embedding, Cond], Image], score: Callable[[Image, Cond], PerSample],
-        start: Callable[[Cond, torch.Generator], Embedding], cond: Cond, rng: torch.Generator,
+        self,
+        generator: Callable[[Embedding, Cond], Image],
+        score: Callable[[Image, Cond], PerSample],
+        start: Callable[[Cond, torch.Generator], Embedding],
+        cond: Cond,
+        rng: torch.Generator,
     ) -> Found:
         """Search each condition independently; never returns worse than its first start."""
         ...
