@@ -14,8 +14,8 @@ from softdimo.kinds import Batch, Source
 class Shuffled:
     """Endless batches; epoch k is a permutation drawn from (seed, k). State: epoch and offset.
 
-    Every rank draws the same permutation and takes its slice of each global batch, so the samples of one global batch do
-    not depend on the number of ranks.
+    Every rank draws the same permutation and takes its slice of each global batch, so the samples of one global batch
+    do not depend on the number of ranks.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:

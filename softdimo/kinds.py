@@ -1,7 +1,7 @@
 """What each kind of component gives. A plugin depends on this file, `spec`, `shapes` and the pure mathematics only.
 
-Images are [B C H W] in [0, 1] with C = 1 or 3; rewards always receive C = 3. Randomness comes from the generator that is
-passed in, never from torch's global one. Trainable state is registered as parameters or buffers, nothing else is.
+Images are [B C H W] in [0, 1] with C = 1 or 3; rewards always receive C = 3. Randomness comes from the generator that is passed
+in, never from torch's global one. Trainable state is registered as parameters or buffers, nothing else is.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Context:
     """The recipe's token initialization, shared by training and one-step sampling."""
     schedule: str = "arccos"
     """The teacher's mask schedule (see `softdimo.math.schedules`)."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Output(NamedTuple):
@@ -165,11 +165,11 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
-        """Soft embedding E^T p (Soft-Di[M]O, section 3); masked units get the mask embedding. Equals `embed` at one-hot."""
+        """Soft embedding E^T p (Soft-Di[M]O); masked units get the mask embedding. Equals `embed` at one-hot."""
 
     @abstractmethod
     def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
-        """One network pass. With `at`, logits are computed at those units only, as [N V] in the order of `at.nonzero()`.
+        """One network pass. With `at`, logits are computed at those units only: [N V], ordered as `at.nonzero()`.
 
         An `at` without any True skips the head; blocks after the last requested feature may then be skipped too.
         """
@@ -234,7 +234,7 @@ class Discriminator(nn.Module, ABC):
     """Scores for real against generated. Its parameters are its trainable ones; a frozen trunk is not registered."""
 
     space: ClassVar[str] = "embedding"
-    """`embedding`: x is [B L D] in the teacher's input space, re-masked at `ratio`. `pixels`: x is [B C H W], ratio is 0."""
+    """`embedding`: x is [B L D] in the teacher's input space, re-masked at `ratio`. `pixels`: x is [B C H W]."""
 
     @abstractmethod
     def forward(self, x: Tensor, ratio: PerSample, cond: Cond) -> Float[Tensor, "B heads"]:
@@ -300,7 +300,7 @@ class Found:
 class Metric(ABC):
     """A number with its provenance. Feed the reference once, then `reset`, `update`, `result` per row."""
 
-    def reference(self, img: Image, cond: Cond) -> None:
+    def reference(self, img: Image, cond: Cond) -> None:  # noqa: B027
         """Add a batch of real images; ignored by metrics that need none."""
 
     @abstractmethod
