@@ -5,7 +5,7 @@ A stateless component *is* its Spec; a stateful one is a Spec whose `build(conte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -99,6 +99,13 @@ class GradientRatio(Settings):
 class LossSpec(Spec):
     """A term of L_gen, perhaps with a critic of its own."""
 
+    equation: ClassVar[str] = ""
+    """What the generator minimizes, for `softdimo explain` and the report, as `L_{GAN} = -E[log D(e_r, r)]`.
+
+    Plain Unicode with `_` and `^` for scripts and braces for grouping; `;` separates lines (a critic's loss, for one).
+    """
+    source: ClassVar[str] = ""
+    """Where the equation comes from, as `Soft-Di[M]O, Algorithm 1`."""
     name: str = ""
     """Name in logs and references; the entry-point name when empty."""
     weight: float | GradientRatio = 1.0
