@@ -1,0 +1,102 @@
+"""Mask schedules: which fraction of the units is masked, and how many tokens a sampler commits per step.
+
+| name    | mask ratio r(u) | its inverse u(r) | E[r], u uniform |
+|---------|-----------------|------------------|-----------------|
+| arccos  | 2/pi arccos u   | cos(pi r / 2)    | 0.637           |
+| cosine  | cos(pi u / 2)   | 2/pi arccos r    | 0.637           |
+| linear  | 1 - u           | 1 - r            | 0.5             |
+| square  | 1 - u^2         | sqrt(1 - r)      | 0.667           |
+| root    | 1 - sqrt(u)     | (1 - r)^2        | 0.333           |
+| uniform | 1 - u           | 1 - r            | 0.5             |
+
+u is the progress of unmasking: r(0) = 1, r(1) = 0. In training u is uniform in [0, 1]; Di[M]O uses arccos for MaskGIT and
+cosine for Meissonic. `uniform` differs from `linear` only in `reveal_counts`, where it commits the same number every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softdimo.errors import RecipeError
+
+Schedule = Literal["arccos", "cosine", "linear", "square", "root", "uniform"]
+
+_QUARTER = math.pi / 2
+_RATIO: dict[str, Callable[[Tensor], Tensor]] = {
+    "arccos": lambda u: u.arccos() / _QUARTER,
+    "cosine": lambda u: (u * _QUARTER).cos().clamp_min(0),
+    "linear": lambda u: 1 - u,
+    "square": lambda u: 1 - u.square(),
+    "root": lambda u: 1 - u.sqrt(),
+    "uniform": lambda u: 1 - u,
+}
+_INVERSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "arccos": _RATIO["cosine"],
+    "cosine": _RATIO["arccos"],
+    "linear": _RATIO["linear"],
+    "square": lambda r: (1 - r).sqrt(),
+    "root": lambda r: (1 - r).square(),
+    "uniform": _RATIO["uniform"],
+}
+
+
+def mask_ratio(name: Schedule, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Fraction of masked units at progress u in [0, 1] (values outside are clamped): 1 at u=0, 0 at u=1."""
+    return _of(name, _RATIO)(u.clamp(0, 1))
+
+
+def progress_at(name: Schedule, ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Inverse of `mask_ratio`: the progress u in [0, 1] at which a fraction `ratio` is still masked."""
+    return _of(name, _INVERSE)(ratio.clamp(0, 1))
+
+
+def sample_ratio(name: Schedule, n: int, rng: torch.Generator, device: torch.device | str) -> Float[Tensor, "n"]:
+    """Mask ratios of n training samples, r(u) with u uniform in [0, 1). Drawn on the generator's device."""
+    return mask_ratio(name, torch.rand(n, generator=rng, device=rng.device).to(device))
+
+
+def reveal_counts(name: Schedule, steps: int, units: int) -> list[int]:
+    """Units that a sampler commits at steps 0..steps-1: each at least 1, `units` in all.
+
+    MaskGIT as in its PyTorch reproduction: n_i = round(units v_i / sum v), v_i = r(1 - i / (steps - 1)), in float32 with
+    halves to even; zeros become 1 and the last step takes the rest. One step commits everything. Where the minimum of 1
+    leaves the last step nothing, the surplus is taken from the latest steps that can spare it.
+
+    Raises:
+        RecipeError: steps < 1, or more steps than units.
+    """
+    if not 1 <= steps <= units:
+        raise RecipeError(
+            f"{steps} sampling steps for {units} maskable units: every step commits at least one unit; "
+            f"choose between 1 and {units} steps"
+        )
+    if steps == 1:
+        return [units]
+    u = torch.linspace(1, 0, steps)
+    v = torch.ones_like(u) if name == "uniform" else mask_ratio(name, u)
+    counts = [max(1, int(n)) for n in (v / v.sum() * units).round().tolist()]
+    counts[-1] += units - sum(counts)
+    surplus, counts[-1] = max(0, 1 - counts[-1]), max(1, counts[-1])
+    for i in reversed(range(steps - 1)):
+        spare = min(surplus, counts[i] - 1)
+        counts[i] -= spare
+        surplus -= spare
+    return counts
+
+
+def masked_counts(name: Schedule, steps: int, units: int) -> list[int]:
+    """Units still masked at the start of steps 0..steps-1, floor(units r(i / steps)) in float32 (MaskBit, Halton)."""
+    ratio = mask_ratio(name, torch.tensor([i / steps for i in range(steps)]))
+    return [int(n) for n in (ratio * units).floor().tolist()]
+
+
+def _of(name: str, table: dict[str, Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    if name not in table:
+        raise RecipeError(f"unknown mask schedule '{name}'; choose one of {', '.join(get_args(Schedule))}")
+    return table[name]
