@@ -1,11 +1,12 @@
 """What each kind of component gives. A plugin depends on this file, `spec`, `shapes` and the pure mathematics only.
 
-Images are [B C H W] in [0, 1] with C = 1 or 3; rewards always receive C = 3. Randomness comes from the generator that is passed
+Images are [B C H W] in [0, 1] with C = 1 or 3; rewards always receive C = 3. Randomness comes from the generator passed
 in, never from torch's global one. Trainable state is registered as parameters or buffers, nothing else is.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,8 @@ from softdimo.shapes import Embedding, Image, Labels, Mask, PerSample, Probs, To
 if TYPE_CHECKING:
     from softdimo.math.init import Init
     from softdimo.math.rollout import Roll
-    from softdimo.spec import Spec
+    from softdimo.math.schedules import Schedule
+    from softdimo.spec import Player, Spec
 
 Logs = dict[str, Tensor | float]
 """Scalars for the log; tensors are detached by the engine."""
@@ -134,9 +136,18 @@ class Context:
     tokenizer: Tokenizer | None = None
     init: Init | None = None
     """The recipe's token initialization, shared by training and one-step sampling."""
-    schedule: str = "arccos"
+    schedule: Schedule = "arccos"
     """The teacher's mask schedule (see `softdimo.math.schedules`)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def copy_teacher(self) -> Teacher:
+        """A trainable copy of the teacher (student and auxiliary start as one); what it keeps frozen needs no grad."""
+        if self.teacher is None:
+            raise ValueError("there is no teacher to copy")
+        net = copy.deepcopy(self.teacher)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(not name.startswith(net.frozen()))
+        return net
 
 
 class Output(NamedTuple):
@@ -218,6 +229,12 @@ class Features(nn.Module, ABC):
     def forward(self, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
         """Features [B F] and class logits [B K]."""
 
+    def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        """Training loss: cross-entropy of the labels. Override to augment."""
+        logits = self(img)[1]
+        loss = nn.functional.cross_entropy(logits, cond.labels)
+        return loss, {"accuracy": (logits.argmax(-1) == cond.labels).float().mean()}
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -258,6 +275,8 @@ class Term(Protocol):
 
     critic: nn.Module | None
     """What its critic player trains, or None."""
+    player: Player | None
+    """How the critic trains."""
 
     def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
         """Scalar loss for the student (before the weight) and scalars for the log."""

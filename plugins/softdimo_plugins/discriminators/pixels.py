@@ -1,0 +1,76 @@
+"""A discriminator on decoded pixels with a timm backbone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from softdimo.errors import PluginError
+from softdimo.kinds import Cond, Context, Discriminator
+from softdimo.shapes import PerSample
+from softdimo.spec import NetworkSpec
+
+
+class Pixels(NetworkSpec):
+    """Multi-scale features of a timm backbone, a 1x1 projection with class conditioning per scale."""
+
+    backbone: str = "resnet10t"
+    """Any timm model that supports `features_only`."""
+    pretrained: bool = False
+    """Use timm's published weights (downloads them); a frozen, pretrained backbone gives projected features."""
+    frozen: bool = False
+    """Keep the backbone fixed and train the heads only (sensible with `pretrained`)."""
+    size: int | None = None
+    """Resize images to size x size first; null keeps them."""
+    stages: tuple[int, ...] = (1, 2, 3)
+    """Backbone stages that carry a head."""
+    norm: Literal["batch", "keep"] = "keep"
+    """`keep` uses the backbone's normalization in evaluation mode, so scores never mix the samples of a batch."""
+
+    def build(self, context: Context) -> PixelHeads:
+        """Backbone and heads."""
+        try:
+            import timm
+        except ImportError as error:
+            raise PluginError("the discriminator `pixels` needs timm: run `pip install 'softdimo[timm]'`") from error
+        try:
+            backbone = timm.create_model(
+                self.backbone, features_only=True, pretrained=self.pretrained, out_indices=self.stages, in_chans=3
+            )
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise PluginError(f"timm cannot make `{self.backbone}` with stages {list(self.stages)}: {error}") from error
+        return PixelHeads(backbone, len(context.classes), self)
+
+
+class PixelHeads(Discriminator):
+    """[B C H W] in [0, 1] -> [B stages]; projection conditioning on the class."""
+
+    space = "pixels"
+
+    def __init__(self, backbone: nn.Module, classes: int, spec: Pixels) -> None:
+        super().__init__()
+        self.spec = spec
+        self._fixed = (backbone,) if spec.frozen else ()
+        self.backbone = None if spec.frozen else backbone
+        widths: list[int] = backbone.feature_info.channels()  # type: ignore[operator, union-attr]
+        self.heads = nn.ModuleList(nn.Conv2d(w, 1, 1) for w in widths)
+        self.classes = nn.ModuleList(nn.Embedding(classes + 1, w) for w in widths)
+        for table in self.classes:
+            nn.init.zeros_(table.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, ratio: PerSample, cond: Cond) -> Tensor:
+        """Mean over positions of each stage's score; the ratio is not used."""
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        if self.spec.size is not None:
+            x = interpolate(x, (self.spec.size, self.spec.size), mode="bilinear", antialias=True)
+        backbone = self.backbone if self.backbone is not None else self._fixed[0].to(x.device)
+        if self.spec.norm == "keep" or self.spec.frozen:
+            backbone.eval()
+        scores = []
+        for h, head, table in zip(backbone(2 * x - 1), self.heads, self.classes, strict=True):
+            row = table(torch.where(cond.labels < 0, table.num_embeddings - 1, cond.labels))
+            scores.append(head(h).mean((1, 2, 3)) + (h.mean((2, 3)) * row).sum(-1))
+        return torch.stack(scores, -1)

@@ -1,0 +1,170 @@
+"""Algorithm 1 of Soft-Di[M]O (arXiv 2509.22925), and with one term Algorithm 1 of Di[M]O (arXiv 2503.15457)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from softdimo.engine.ema import EMA
+from softdimo.engine.player import Player
+from softdimo.errors import TrainingError
+from softdimo.kinds import Batch, Logs, Teacher, Term, Tokenizer
+from softdimo.math.init import Init
+from softdimo.math.rollout import rollout
+from softdimo.math.soft import Relaxation
+from softdimo.spec import GradientRatio
+
+
+class Algorithm(Protocol):
+    """What the loop runs: one iteration at a time, with a state that can be saved."""
+
+    network: nn.Module
+    """The network whose EMA is the product."""
+    ema: EMA
+
+    def step(self, iteration: int, real: Batch) -> Logs:
+        """One iteration; scalars for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an iteration changes."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue bit-exactly."""
+        ...
+
+
+@dataclass
+class Entry:
+    """A term of L_gen in play: its weight, and the player that trains its critic."""
+
+    name: str
+    term: Term
+    weight: float | GradientRatio
+    critic: Player | None = None
+    norm: float = 0.0
+    """Running mean of the gradient norm at the logits, before the weight."""
+
+
+class Distillation:
+    """theta against its critics: L_gen = sum of weighted terms, then every critic on the same detached samples."""
+
+    def __init__(
+        self,
+        generator: Player,
+        ema: EMA,
+        terms: Sequence[Entry],
+        init: Init,
+        relaxation: Relaxation,
+        tokenizer: Tokenizer | None,
+        rng: torch.Generator,
+        fabric: Fabric,
+        lead: int = 0,
+    ) -> None:
+        self.generator, self.ema, self.terms, self.init, self.relaxation = generator, ema, list(terms), init, relaxation
+        self.tokenizer, self.rng, self.fabric, self.lead = tokenizer, rng, fabric, lead
+        self.network: nn.Module = generator.raw
+
+    def step(self, iteration: int, real: Batch) -> Logs:
+        """One iteration of Algorithm 1."""
+        logs: Logs = {}
+        theta: Teacher = self.generator.module.eval()  # type: ignore[assignment]  # dropout off, as for the teacher
+        turn = iteration >= self.lead and self.generator.due(iteration)
+
+        with torch.set_grad_enabled(turn), self.fabric.autocast():
+            # x_init -> z_theta -> x_theta
+            roll, z = rollout(theta, real.cond, self.init, self.rng, self.relaxation, self.tokenizer)
+            if turn:
+                # d L_gen / d z = sum_i w_i d L_i / d z, each taken at the logits, then one backward through theta
+                gradients = {}
+                for entry in self.terms:
+                    loss, info = entry.term.generator(roll)
+                    gradients[entry.name] = self._at_logits(entry, loss, roll.logits, iteration)
+                    logs |= {f"{entry.name}/loss": loss} | {f"{entry.name}/{k}": v for k, v in info.items()}
+                total = self._weigh(gradients, logs)
+        if turn:
+            norm = self.generator.turn(iteration, z, total.to(z.dtype))
+            if norm is not None:
+                logs["generator/grad_norm"] = norm
+                self.ema.update()
+
+        # psi, eta, ...: every term that owns a critic trains it on the same samples
+        seen = roll.detach()
+        for entry in self.terms:
+            if entry.critic is not None and entry.critic.due(iteration):
+                entry.term.critic = entry.critic.module
+                with self.fabric.autocast():
+                    loss, info = entry.term.critic_loss(seen, real)
+                self._finite(entry.name + "'s critic", loss, iteration)
+                norm = entry.critic.turn(iteration, loss)
+                entry.term.critic = entry.critic.raw
+                logs |= {f"{entry.name}/{k}": v for k, v in info.items()}
+                if norm is not None:
+                    logs[f"{entry.name}/critic_grad_norm"] = norm
+        return logs
+
+    def _at_logits(self, entry: Entry, loss: Tensor, logits: Tensor, iteration: int) -> Tensor:
+        """d L_i / d z; raises if the term is not finite or does not reach the logits."""
+        self._finite(entry.name, loss, iteration)
+        if not loss.requires_grad:
+            raise TrainingError(f"the term `{entry.name}` does not depend on the student's logits; it cannot train it")
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise TrainingError(f"the term `{entry.name}` gives the student's logits no gradient")
+        return gradient
+
+    def _weigh(self, gradients: Mapping[str, Tensor], logs: Logs) -> Tensor:
+        """Sum of weighted gradients; a ratio weight is set from running means of the norms (global over ranks)."""
+        squares = torch.stack([g.float().square().sum() for g in gradients.values()])
+        squares = self.fabric.all_reduce(squares, reduce_op="sum")  # type: ignore[assignment]
+        entries = {e.name: e for e in self.terms}
+        for name, norm in zip(gradients, squares.sqrt().tolist(), strict=True):
+            entry = entries[name]
+            keep = entry.weight.smoothing if isinstance(entry.weight, GradientRatio) else 0.95
+            entry.norm = norm if entry.norm == 0.0 else keep * entry.norm + (1 - keep) * norm
+            logs[f"{name}/grad_at_logits"] = norm
+        total: Tensor | None = None
+        for name, gradient in gradients.items():
+            w = self._weight(entries[name], entries)
+            logs[f"{name}/weight"] = w
+            total = w * gradient if total is None else total + w * gradient
+        assert total is not None
+        return total
+
+    @staticmethod
+    def _weight(entry: Entry, entries: Mapping[str, Entry]) -> float:
+        if not isinstance(entry.weight, GradientRatio):
+            return entry.weight
+        reference = entries[entry.weight.of]
+        assert isinstance(reference.weight, float | int)
+        return entry.weight.ratio * abs(reference.weight) * reference.norm / max(entry.norm, 1e-12)
+
+    def _finite(self, name: str, loss: Tensor, iteration: int) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss of `{name}` is {value} at iteration {iteration}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Student, EMA, and every critic with its optimizer; running gradient norms."""
+        return {
+            "generator": self.generator.state_dict(),
+            "ema": self.ema.state_dict(),
+            "norms": {e.name: e.norm for e in self.terms},
+            "critics": {e.name: e.critic.state_dict() for e in self.terms if e.critic is not None},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue bit-exactly."""
+        self.generator.load_state_dict(state["generator"])
+        self.ema.load_state_dict(state["ema"])
+        for entry in self.terms:
+            entry.norm = state["norms"][entry.name]
+            if entry.critic is not None:
+                entry.critic.load_state_dict(state["critics"][entry.name])

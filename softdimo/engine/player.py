@@ -1,0 +1,103 @@
+"""A player of Algorithm 1: a network, its optimizer, its cadence. Gradients are never stopped by flipping flags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from softdimo import spec
+from softdimo.errors import TrainingError
+
+
+def make_optimizer(settings: spec.Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the module's trainable parameters (fused or foreach, as torch chooses for the device)."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError(f"{type(module).__name__} has no trainable parameters")
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(
+        parameters, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def learning_rate(settings: spec.Optimizer, iteration: int, horizon: int) -> float:
+    """Learning rate at an iteration: linear warm-up, then constant, cosine or linear decay to `final` x peak."""
+    if iteration < settings.warmup:
+        return settings.lr * (iteration + 1) / settings.warmup
+    done = (iteration - settings.warmup) / max(1, horizon - settings.warmup)
+    if settings.decay == "cosine":
+        return settings.lr * (settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * done)))
+    if settings.decay == "linear":
+        return settings.lr * (settings.final + (1 - settings.final) * (1 - done))
+    return settings.lr
+
+
+class Player:
+    """Takes turns: zero gradients, back-propagate, clip, step. `module` is wrapped for the strategy, `raw` is not."""
+
+    def __init__(self, name: str, raw: nn.Module, settings: spec.Player, horizon: int, fabric: Fabric) -> None:
+        self.name, self.raw, self.settings, self.horizon, self.fabric = name, raw, settings, horizon, fabric
+        self.module = fabric.setup_module(raw)
+        for method in ("embed", "soften", "loss"):
+            if hasattr(raw, method):
+                self.module.mark_forward_method(method)
+        self.optimizer = fabric.setup_optimizers(make_optimizer(settings.optimizer, self.module))
+        self.pending = 0
+        """Turns whose gradients wait for the optimizer step (accumulation)."""
+
+    def due(self, iteration: int) -> bool:
+        """Whether this player takes a turn at the iteration."""
+        return iteration % self.settings.every == 0
+
+    def turn(self, iteration: int, output: Tensor, gradient: Tensor | None = None) -> float | None:
+        """Back-propagate `output` (a scalar loss, or logits with their `gradient`); step when enough turns are gathered.
+
+        Returns the gradient norm before clipping when a step was taken.
+        """
+        if self.pending == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(output, gradient) if gradient is not None else self.fabric.backward(output)
+        self.pending += 1
+        if self.pending < self.settings.accumulate:
+            return None
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        if self.pending > 1:
+            torch._foreach_div_([p.grad for p in parameters], float(self.pending))
+        self.pending = 0
+        limit = self.settings.clip
+        norm = self.fabric.clip_gradients(
+            self.module, self.optimizer, max_norm=limit or math.inf, error_if_nonfinite=False
+        )
+        value = float(norm) if norm is not None else 0.0
+        if not math.isfinite(value):
+            raise TrainingError(f"the gradient of `{self.name}` is not finite at iteration {iteration}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings.optimizer, iteration, self.horizon)
+        self.optimizer.step()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer state, and gradients that wait for their step."""
+        waiting = {n: p.grad for n, p in self.raw.named_parameters() if self.pending and p.grad is not None}
+        return {
+            "weights": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pending": self.pending,
+            "gradients": waiting,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue bit-exactly from `state_dict`."""
+        self.raw.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pending = int(state["pending"])
+        for name, parameter in self.raw.named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(parameter.device)
