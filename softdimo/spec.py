@@ -100,9 +100,9 @@ class LossSpec(Spec):
     """A term of L_gen, perhaps with a critic of its own."""
 
     equation: ClassVar[str] = ""
-    """What the generator minimizes, for `softdimo explain` and the report, as `L_{GAN} = -E[log D(e_r, r)]`.
+    """What the generator minimizes (right-hand side), for `softdimo explain` and the report: `-E_r[log D(e_r, r)]`.
 
-    Plain Unicode with `_` and `^` for scripts and braces for grouping; `;` separates lines (a critic's loss, for one).
+    `_` and `^` make scripts, braces group, Greek letters and `sum` are spelled out, `;` separates lines.
     """
     source: ClassVar[str] = ""
     """Where the equation comes from, as `Soft-Di[M]O, Algorithm 1`."""
