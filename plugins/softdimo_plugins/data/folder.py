@@ -1,0 +1,144 @@
+"""A folder of the user's own images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import Field
+
+from softdimo.errors import DataError
+from softdimo.kinds import Context
+from softdimo.spec import Positive, Spec
+from softdimo_plugins.data.arrays import ArrayData
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+log = logging.getLogger(__name__)
+
+
+class Folder(Spec):
+    """Images below a folder: one class per subfolder, or a single class if the images lie directly in it.
+
+    Files are taken in the order of their names. Hidden files and folders and files that are not images by their suffix
+    are passed over; links are followed, once each. Animations give their first frame; transparency becomes white.
+    """
+
+    path: str
+    """The folder, relative to the recipe that names it."""
+    size: Annotated[int, Field(ge=4)] = 32
+    """Height and width: the shorter side is resized to it, the longer one cropped around the center."""
+    channels: Literal[1, 3] = 3
+    """3 for color, 1 for gray."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction kept out of training, in proportion to the classes."""
+    seed: int = 0
+    """Seed of the split."""
+    mirror: bool = False
+    """Train on the left-right mirror images too; leave it off for text and digits."""
+    skip_bad: bool = False
+    """Leave out files that cannot be decoded, with a warning that names them, instead of stopping."""
+    memory_gb: Positive = 8.0
+    """Largest size of the decoded set; it is kept in memory, one byte per value."""
+
+    def build(self, context: Context) -> ArrayData:
+        """Decode everything once. DataError names the folder or the files that are wrong."""
+        root = Path(self.path).expanduser()
+        classes = find_classes(root)
+        files = [(file, k) for k, name in enumerate(classes) for file in classes[name]]
+        need = len(files) * self.channels * self.size**2
+        if need > self.memory_gb * 1e9:
+            raise DataError(
+                f"{root}: {len(files)} images of {self.channels} x {self.size} x {self.size} take {need / 1e9:.3g} GB, "
+                f"more than memory_gb: {self.memory_gb:g}; lower size, or raise memory_gb"
+            )
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            decoded = list(pool.map(lambda f: self._decode(f[0]), files))
+        bad = [f"{file}: {out}" for (file, _), out in zip(files, decoded, strict=True) if isinstance(out, str)]
+        if bad:
+            shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
+            if not self.skip_bad:
+                raise DataError(
+                    f"{len(bad)} of {len(files)} images cannot be decoded; mend or delete them, or set skip_bad: true"
+                    f"\n  {shown}"
+                )
+            log.warning("%d of %d images were left out, they cannot be decoded\n  %s", len(bad), len(files), shown)
+        good = [(out, k) for out, (_, k) in zip(decoded, files, strict=True) if not isinstance(out, str)]
+        labels = np.array([k for _, k in good], np.int64)
+        for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
+            if count < 2:
+                raise DataError(
+                    f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (one to train on, one to "
+                    "hold out)"
+                )
+        held_out = max(1, round(self.held_out * len(good)))
+        return ArrayData(np.stack([x for x, _ in good]), labels, tuple(classes), held_out, self.seed, self.mirror)
+
+    def _decode(self, file: Path) -> NDArray[np.uint8] | str:
+        """The image uint8 [C H W], or why it cannot be decoded."""
+        try:
+            with Image.open(file) as opened:
+                image = _plain(ImageOps.exif_transpose(opened)).convert("L" if self.channels == 1 else "RGB")
+                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)
+        except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
+            return str(error) or type(error).__name__
+        return np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Without transparency (on white), and 16-bit gray brought to 8 bits."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
+        return Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image
+
+
+def find_classes(root: Path) -> dict[str, list[Path]]:
+    """Class names with their image files, in the order of the names; DataError says what is wrong with the folder."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root} {'is not a folder' if root.exists() else 'does not exist'}; set data.path to a folder of images"
+        )
+    visible = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    top = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    folders = [entry for entry in visible if entry.is_dir() and not entry.name.startswith("__")]
+    if top and folders:
+        raise DataError(
+            f"{root} has {len(top)} images beside the subfolder(s) {', '.join(f.name for f in folders[:5])}; either all images "
+            "lie in it (one class), or all in subfolders (one class each)"
+        )
+    if not top and not folders:
+        raise DataError(f"{root} has no images ({', '.join(sorted(SUFFIXES))}) and no subfolders")
+    if top:
+        return {root.resolve().name: top}
+    classes = {folder.name: sorted(_images(folder, set())) for folder in folders}
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise DataError(
+            f"{root}: no images in the subfolder(s) {', '.join(empty)}; a subfolder is a class, delete the empty ones"
+        )
+    return classes
+
+
+def _images(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Images at any depth below `folder`; a folder reached twice through links is read once."""
+    real = folder.resolve()
+    if real in seen:
+        return
+    seen.add(real)
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _images(entry, seen)
+        elif entry.suffix.lower() in SUFFIXES:
+            yield entry
