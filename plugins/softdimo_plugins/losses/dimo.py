@@ -13,7 +13,8 @@ from softdimo.math.divergence import Divergence, softmax_gradient, surrogate
 from softdimo.math.guidance import Guidance, guided_logits
 from softdimo.math.mdm import mdm_loss, remask
 from softdimo.math.rollout import Roll
-from softdimo.math.schedules import Schedule
+from softdimo.math.schedules import Schedule, progress_at
+from softdimo.shapes import Mask, PerSample
 from softdimo.spec import Fraction, LossSpec, Player
 
 
@@ -30,7 +31,7 @@ class DiMO(LossSpec):
     normalization: Literal["sum", "mean_masked"] = "sum"
     """Sum over masked units (the public code) or mean over them, L_M (the paper); both divide by the batch."""
     guidance: Guidance = Guidance(scale=2.0)
-    """Guidance of the teacher, z_u + s (z_c - z_u); with a ramp, s depends on the unmasked fraction."""
+    """Guidance of the teacher, z_u + s (z_c - z_u); with a ramp, s follows the mask ratio's progress."""
     schedule: Schedule | None = None
     """Mask schedule of t; the teacher's when null."""
     label_smoothing: Fraction = 0.0
@@ -72,8 +73,7 @@ class DiMOTerm:
             roll.shared["dimo"] = (aux, roll.tokens[mask])
         with torch.no_grad():
             p = aux.detach()
-            scale = spec.guidance.per_sample(1 - mask.float().mean((1, 2)))
-            q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, scale, at=mask).float()
+            q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, self._scale(mask), at=mask).float()
             z = roll.logits[mask].detach()
             g = spec.divergence.gradient(p, q) if spec.jacobian == "auxiliary" else softmax_gradient(z, p, q)
             counts = mask.sum((1, 2))
@@ -85,6 +85,12 @@ class DiMOTerm:
             "auxiliary_entropy": entropy(p).mean(),
             "teacher_entropy": entropy(q).mean(),
         }
+
+    def _scale(self, mask: Mask) -> float | PerSample:
+        """Guidance scale s, of each sample's mask ratio when it is ramped."""
+        if self.spec.guidance.ramp == "constant":
+            return self.spec.guidance.scale
+        return self.spec.guidance.at(progress_at(self.schedule, mask.float().mean((1, 2))))
 
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
         """Masked cross-entropy of psi on the student's samples (the MDM loss)."""

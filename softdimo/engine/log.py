@@ -1,0 +1,84 @@
+"""The log of a run: a CSV that survives a resume, optionally TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softdimo.files import write_text
+from softdimo.kinds import Logs
+
+
+class Log:
+    """Averages scalars between rows; one CSV row per `every` iterations. New columns may appear at any time."""
+
+    def __init__(self, folder: Path, every: int, tensorboard: bool = False) -> None:
+        self.path, self.every = folder / "log.csv", every
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+        self._columns = 0
+        self._board: Any = None
+        if tensorboard:
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            self._board = TensorBoardLogger(folder, name="tensorboard", version="")
+
+    def resume(self, iteration: int) -> None:
+        """Keep the rows before `iteration` and drop the rest: they will be written again."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                values = {k: float(v) for k, v in row.items() if v}
+                if values.get("iteration", iteration) < iteration:
+                    self.rows.append(values)
+        self._rewrite()
+
+    def add(self, iteration: int, logs: Logs) -> dict[str, float] | None:
+        """Gather one iteration; returns the averaged row when one is due."""
+        for name, value in logs.items():
+            self._sums[name] = self._sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+            self._counts[name] = self._counts.get(name, 0) + 1
+        if (iteration + 1) % self.every:
+            return None
+        row = {"iteration": float(iteration)} | {k: float(v) / self._counts[k] for k, v in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        self.rows.append(row)
+        if len({k for r in self.rows for k in r}) > self._columns:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                self._writer(file).writerow(self._plain(row))
+        if self._board is not None:
+            self._board.log_metrics({k: v for k, v in row.items() if k != "iteration"}, step=iteration)
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums of the row under way."""
+        return {"sums": {k: float(v) for k, v in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the row under way."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+    def _writer(self, file: Any) -> csv.DictWriter[str]:
+        names = list(dict.fromkeys(k for r in self.rows for k in r))
+        return csv.DictWriter(file, names)
+
+    @staticmethod
+    def _plain(row: dict[str, float]) -> dict[str, str]:
+        return {k: str(int(v)) if k == "iteration" else repr(v) for k, v in row.items()}
+
+    def _rewrite(self) -> None:
+        buffer = io.StringIO(newline="")
+        writer = self._writer(buffer)
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow(self._plain(row))
+        self._columns = len(writer.fieldnames)
+        write_text(self.path, buffer.getvalue())
