@@ -2,12 +2,12 @@
 
 What published numbers mean in this scale:
 
-| convention          | their formula                     | s     | published values                                       |
-|---------------------|-----------------------------------|-------|--------------------------------------------------------|
-| dimo (and Meissonic)| z_u + s (z_c - z_u)               | s     | 2 for MaskGIT, 4 for Meissonic                         |
-| maskgit (Halton)    | (1 + w) z_c - w z_u               | 1 + w | w = 3, ramped `linear` over the steps                  |
-| maskbit             | z_c + g (z_c - z_u)               | 1 + g | g = 7.1, ramped `cosine` with power 3                  |
-| maskgen             | z_c + g (z_c - z_u), g from 1 up  | 1 + g | g = 12, ramped `cosine` from g = 1, that is start = 2  |
+| convention           | their formula       | s     | published values                           |
+|----------------------|---------------------|-------|--------------------------------------------|
+| dimo (and Meissonic) | z_u + s (z_c - z_u) | s     | 2 for MaskGIT, 4 for Meissonic             |
+| maskgit (and Halton) | (1 + w) z_c - w z_u | 1 + w | w = 3, `linear` ramp over the steps        |
+| maskbit              | z_c + g (z_c - z_u) | 1 + g | g = 7.1, `cosine` ramp with power 3        |
+| maskgen              | z_c + g (z_c - z_u) | 1 + g | g = 12, `cosine` ramp from g = 1 (start 2) |
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def guided_logits(
     """Guided logits z_u + s (z_c - z_u) of one batched pass: [B L G V], or [N V] with `at`, ordered as `at.nonzero()`.
 
     Conditional and unconditional halves go through `net` as one batch of 2B; when every scale is exactly 1 the
-    unconditional half is skipped. Combined in float32 for lower precisions. `scale` is one number or one per sample [B].
+    unconditional half is skipped. Combined in float32 for lower precisions. `scale`: one number, or one per sample [B].
     """
     if not ((scale == 1).all() if isinstance(scale, Tensor) else scale == 1):
         both = net(torch.cat([e, e]), cond.cat([cond, net.null(cond)]), at=None if at is None else torch.cat([at, at]))

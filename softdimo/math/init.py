@@ -28,7 +28,7 @@ class Init(Settings):
     """Unit of the noise: the root mean square of the teacher's embedding table, or 1 as in the public code."""
 
     def tokens(self, n: int, shape: TokenShape, rng: torch.Generator, device: torch.device | str) -> Tokens:
-        """x_init [n L G]: exactly max(1, round(r_init L G)) mask ids V per sample, uniform tokens in [0, V) elsewhere."""
+        """x_init [n L G]: max(1, round(r_init L G)) mask ids V per sample, uniform tokens in [0, V) elsewhere."""
         drawn = torch.randint(shape.V, (n, shape.L, shape.G), generator=rng, device=rng.device)
         mask = exact_count_mask(torch.full((n,), self.r_init, device=rng.device), shape, rng)
         return apply_mask(drawn, mask, shape.V).to(device)
@@ -36,7 +36,7 @@ class Init(Settings):
     def perturb(self, e: Embedding, rms: float | Float[Tensor, ""], rng: torch.Generator) -> Embedding:
         """sqrt(1 - sigma^2) e + sigma rms eps, eps ~ N(0, I): keeps the variance of embeddings whose RMS is `rms`.
 
-        `rms` is `teacher.table_rms()`; it is replaced by 1 when `noise_rms` is `unit`. Applies to every token, masks too.
+        `rms` is `teacher.table_rms()`; 1 takes its place when `noise_rms` is `unit`. Every token gets noise, masks too.
         """
         if self.sigma == 0:
             return e

@@ -9,8 +9,9 @@
 | root    | 1 - sqrt(u)     | (1 - r)^2        | 0.333           |
 | uniform | 1 - u           | 1 - r            | 0.5             |
 
-u is the progress of unmasking: r(0) = 1, r(1) = 0. In training u is uniform in [0, 1]; Di[M]O uses arccos for MaskGIT and
-cosine for Meissonic. `uniform` differs from `linear` only in `reveal_counts`, where it commits the same number every step.
+u is the progress of unmasking: r(0) = 1, r(1) = 0. In training u is uniform in [0, 1]; Di[M]O uses arccos for MaskGIT
+and cosine for Meissonic. `uniform` differs from `linear` in `reveal_counts` only, where it commits the same number
+every step.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def sample_ratio(name: Schedule, n: int, rng: torch.Generator, device: torch.dev
 def reveal_counts(name: Schedule, steps: int, units: int) -> list[int]:
     """Units that a sampler commits at steps 0..steps-1: each at least 1, `units` in all.
 
-    MaskGIT as in its PyTorch reproduction: n_i = round(units v_i / sum v), v_i = r(1 - i / (steps - 1)), in float32 with
-    halves to even; zeros become 1 and the last step takes the rest. One step commits everything. Where the minimum of 1
-    leaves the last step nothing, the surplus is taken from the latest steps that can spare it.
+    As in the PyTorch reproduction of MaskGIT: n_i = round(units v_i / sum v), v_i = r(1 - i / (steps - 1)), in float32
+    with halves to even; zeros become 1 and the last step takes the rest. One step commits everything. Where the minimum
+    of 1 leaves the last step nothing, the surplus is taken from the latest steps that can spare it.
 
     Raises:
         RecipeError: steps < 1, or more steps than units.
