@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -290,6 +290,10 @@ class Term(Protocol):
 class Search(Protocol):
     """Test-time optimization of e_in with frozen weights."""
 
+    decode: Literal["argmax", "soft"]
+    """How `generator` turns logits into the image that is scored, and that the user gets: the most probable tokens
+    (gradient of the soft decode, straight through), or the soft decode itself."""
+
     def run(
         self,
         generator: Callable[[Embedding, Cond], Image],
@@ -314,6 +318,8 @@ class Found:
     """Score of every evaluated point, iteration 0 first."""
     passes: float
     """Forward-equivalents per condition: a forward is 1, its backward 2."""
+    path: Float[Tensor, "iterations B L D"] | None = None
+    """Embeddings that the winning start went through, iteration 0 first, where the method has iterations; for pictures."""
 
 
 class Metric(ABC):
@@ -337,6 +343,10 @@ class Metric(ABC):
     @abstractmethod
     def fingerprint(self) -> dict[str, str | int | float]:
         """What the numbers depend on: formula, hash of the feature network, hash and size of the reference."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Reservations about the numbers since `reset`, one sentence each; they are written beside the numbers."""
+        return ()
 
 
 class Source(Protocol):

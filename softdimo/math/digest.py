@@ -1,0 +1,34 @@
+"""Content hashes of weights and settings: the provenance of every number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def digest_module(module: nn.Module) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes of the state, in the order of the names; independent of the device."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        sha.update(tensor_bytes(tensor))
+    return sha.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 (hex) of plain data (numbers, strings, lists, mappings) in canonical JSON; the order of keys does not matter.
+
+    Raises TypeError for anything that JSON has no form for.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The elements in row-major order as bytes (bfloat16 has them too)."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
