@@ -1,4 +1,4 @@
-"""A resumable stream of shuffled batches over a map-style split."""
+"""Resumable streams of shuffled batches over a map-style split, as images or as tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from softdimo.errors import DataError
-from softdimo.kinds import Batch, Source
+from softdimo.kinds import Batch, Cond, Data, Source, Tokenizer
 
 
 class Shuffled:
@@ -49,3 +51,50 @@ class Shuffled:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a saved epoch and offset."""
         self.epoch, self.offset, self._order = int(state["epoch"]), int(state["offset"]), None
+
+
+class Tokenized(Data):
+    """A data set whose images are encoded to tokens, once per split; batches carry tokens instead of images."""
+
+    def __init__(self, data: Data, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.data, self.tokenizer, self.device = data, tokenizer, device
+        self.image, self.classes = data.image, data.classes
+        self._sources: dict[str, Source] = {}
+
+    def source(self, split: str) -> Source:
+        """The split as tokens."""
+        if split not in self._sources:
+            self._sources[split] = TokenSource(self.data.source(split), self.tokenizer, self.device)
+        return self._sources[split]
+
+    def conditions(self, n: int) -> Cond:
+        """Those of the images."""
+        return self.data.conditions(n)
+
+    def fingerprint(self) -> str:
+        """That of the images."""
+        return self.data.fingerprint()
+
+
+class TokenSource:
+    """All tokens of a split in memory, as the smallest integer type that holds V."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, device: torch.device, batch: int = 256) -> None:
+        self.source = source
+        tokens, labels = [], []
+        with torch.inference_mode():
+            for index in torch.arange(len(source)).split(batch):
+                real = source.get(index)
+                if real.images is None:
+                    raise DataError("this data gives no images to encode")
+                ids = tokenizer.encode(real.images.to(device))
+                tokens.append(ids.to("cpu", torch.int16 if tokenizer.shape.V < 2**15 else torch.int32))
+                labels.append(real.cond.labels)
+        self.tokens, self.labels = torch.cat(tokens), torch.cat(labels)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def get(self, index: Int[Tensor, "B"]) -> Batch:
+        """Tokens and labels at `index`."""
+        return Batch(Cond(self.labels[index]), tokens=self.tokens[index].long())

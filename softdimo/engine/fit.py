@@ -1,4 +1,4 @@
-"""Training one network on data: a teacher (masked diffusion), a tokenizer, a classifier. The same loop as Algorithm 1."""
+"""Training one network on data: a teacher (masked diffusion), a tokenizer, a classifier."""
 
 from __future__ import annotations
 

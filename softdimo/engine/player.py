@@ -57,7 +57,7 @@ class Player:
         return iteration % self.settings.every == 0
 
     def turn(self, iteration: int, output: Tensor, gradient: Tensor | None = None) -> float | None:
-        """Back-propagate `output` (a scalar loss, or logits with their `gradient`); step when enough turns are gathered.
+        """Back-propagate `output` (a scalar loss, or logits with their `gradient`); step when enough turns are in.
 
         Returns the gradient norm before clipping when a step was taken.
         """

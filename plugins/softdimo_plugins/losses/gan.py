@@ -75,7 +75,7 @@ class GANTerm:
         return loss, {"generator": loss.detach()}
 
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
-        """D's loss; real and generated share the ratio and the mask of each sample, heads are averaged after the loss."""
+        """D's loss; real and generated share each sample's ratio and mask, heads are averaged after the loss."""
         assert self.critic is not None
         ratio, mask = self._mask(len(roll.tokens), roll)
         with torch.no_grad():

@@ -1,0 +1,176 @@
+"""Recipe -> components. Each network is built once, with its weights; the registry is not touched here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from softdimo.cursor import Tokenized
+from softdimo.errors import PluginError, RecipeError, WeightsError
+from softdimo.files import load_strict, read_weights
+from softdimo.kinds import Context, Data, Features, ImageShape, Teacher, Tokenizer, TokenShape
+from softdimo.recipe.model import Recipe
+from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
+
+PRODUCT = "weights.safetensors"
+"""The file in a run folder that holds what the run made: the EMA of the trained network."""
+Ensure = Callable[[RecipeRef], Path]
+"""Runs another recipe unless its result is cached; returns its run folder."""
+
+
+def unavailable(ref: RecipeRef) -> Path:
+    """An `Ensure` for places that must not train."""
+    raise WeightsError(f"these weights come from the recipe {ref.recipe}; run it first")
+
+
+def locate(weights: Weights, ensure: Ensure) -> Path:
+    """A local safetensors file: given by path (file or run folder), on the hub, or made by another recipe."""
+    if isinstance(weights, RecipeRef):
+        return ensure(weights) / PRODUCT
+    if weights.startswith("hf://"):
+        return _download(weights)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        path = path / PRODUCT
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}; give a safetensors file, a run folder, or hf://owner/repo/file")
+    return path
+
+
+def _download(address: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    parts = address.removeprefix("hf://").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise WeightsError(f"{address}: write hf://owner/repo/path/to/file.safetensors")
+    try:
+        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"could not download {address}: {reason}") from error
+
+
+class Components:
+    """The components of one recipe, made on demand and kept: equal settings give the same object."""
+
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure = unavailable) -> None:
+        self.recipe, self.device, self.ensure = recipe, torch.device(device), ensure
+        self._made: dict[str, Any] = {}
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, as images."""
+        blank = Context(ImageShape(1, 1, 1), (), self.make, device=self.device)
+        data: Data = self.recipe.data.build(blank)
+        return data
+
+    @cached_property
+    def tokens(self) -> TokenShape | None:
+        """Shape of the token sequence, from the tokenizer's settings."""
+        spec = self.recipe.tokenizer
+        if spec is None:
+            return None
+        shape: TokenShape = spec.token_shape(self.data.image)  # type: ignore[attr-defined]
+        return shape
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer with its weights."""
+        return None if self.recipe.tokenizer is None else self.make(self.recipe.tokenizer)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The frozen teacher with its weights."""
+        return None if self.recipe.teacher is None else self.make(self.recipe.teacher)
+
+    @cached_property
+    def tokenized(self) -> Data:
+        """The data set as tokens; images are encoded once."""
+        tokenizer = self.require_tokenizer()
+        return Tokenized(self.data, tokenizer, self.device)
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or an error that says to add one."""
+        if self.tokenizer is None:
+            raise RecipeError("this needs a tokenizer: add a `tokenizer:` section to the recipe")
+        return self.tokenizer
+
+    def require_teacher(self) -> Teacher:
+        """The teacher, or an error that says to add one."""
+        if self.teacher is None:
+            raise RecipeError("this needs a teacher: add a `teacher:` section to the recipe")
+        return self.teacher
+
+    def context(self, bare: bool = False) -> Context:
+        """What components may know; `bare` leaves the networks out (tokenizer and teacher are themselves built bare)."""
+        return Context(
+            image=self.data.image,
+            classes=self.data.classes,
+            make=self.make,
+            tokens=self.tokens,
+            teacher=None if bare else self.teacher,
+            tokenizer=None if bare else self.tokenizer,
+            init=self.recipe.init,
+            schedule=self.recipe.schedule,
+            device=self.device,
+        )
+
+    def make(self, spec: Spec) -> Any:
+        """Build a component, once; a network gets its weights, goes to the device, and is frozen in evaluation mode."""
+        key = f"{type(spec).__module__}.{type(spec).__qualname__} {spec.model_dump_json()}"
+        if key not in self._made:
+            built = self.fresh(spec)
+            if isinstance(built, nn.Module):
+                self.load(built, spec)
+                if isinstance(built, Teacher | Tokenizer | Features):
+                    built.requires_grad_(False).eval()
+            self._made[key] = built
+        return self._made[key]
+
+    def fresh(self, spec: Spec) -> Any:
+        """Build a component with weights drawn from the recipe's seed, without loading any."""
+        bare = spec in (self.recipe.tokenizer, self.recipe.teacher, self.recipe.features)
+        seed = int.from_bytes(
+            hashlib.sha256(f"{self.recipe.seed} {spec.model_dump_json()}".encode()).digest()[:6], "big"
+        )
+        with torch.random.fork_rng(devices=[]), self._on_device():
+            torch.manual_seed(seed)
+            built = spec.build(self.context(bare))
+        return built.to(self.device) if isinstance(built, nn.Module) else built
+
+    def load(self, module: nn.Module, spec: Spec) -> None:
+        """Load a network's weights, strictly, if its settings name any."""
+        weights = spec.weights if isinstance(spec, NetworkSpec) else None
+        if weights is None or self.device.type == "meta":
+            return
+        path = locate(weights, self.ensure)
+        loader = getattr(spec, "load_weights", None)
+        if loader is not None:
+            loader(module, path)
+        else:
+            load_strict(module, read_weights(path), path)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Build on `meta` without allocating; elsewhere build on the CPU, so that seeds mean the same everywhere."""
+        return torch.device("meta") if self.device.type == "meta" else contextlib.nullcontext()
+
+
+def assemble(recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure = unavailable) -> Components:
+    """The components of a recipe."""
+    return Components(recipe, device, ensure)
+
+
+def needs_weights(spec: Spec | None, what: str) -> None:
+    """Refuse a network that should be trained already but names no weights."""
+    if isinstance(spec, NetworkSpec) and spec.weights is None:
+        raise PluginError(
+            f"{what} `{spec.use}` has no `weights:`; name a file, a run folder, or the recipe that makes them"
+        )
