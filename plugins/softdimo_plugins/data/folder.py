@@ -74,8 +74,8 @@ class Folder(Spec):
         for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
             if count < 2:
                 raise DataError(
-                    f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (one to train on, one to "
-                    "hold out)"
+                    f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (to train on "
+                    "one and hold out another)"
                 )
         held_out = max(1, round(self.held_out * len(good)))
         return ArrayData(np.stack([x for x, _ in good]), labels, tuple(classes), held_out, self.seed, self.mirror)
@@ -113,8 +113,8 @@ def find_classes(root: Path) -> dict[str, list[Path]]:
     folders = [entry for entry in visible if entry.is_dir() and not entry.name.startswith("__")]
     if top and folders:
         raise DataError(
-            f"{root} has {len(top)} images beside the subfolder(s) {', '.join(f.name for f in folders[:5])}; either all images "
-            "lie in it (one class), or all in subfolders (one class each)"
+            f"{root} has {len(top)} images beside the subfolder(s) {', '.join(f.name for f in folders[:5])}; either "
+            "all images lie in it (one class), or all in subfolders (one class each)"
         )
     if not top and not folders:
         raise DataError(f"{root} has no images ({', '.join(sorted(SUFFIXES))}) and no subfolders")
