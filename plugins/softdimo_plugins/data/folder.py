@@ -16,7 +16,7 @@ from pydantic import Field
 
 from softdimo.errors import DataError
 from softdimo.kinds import Context
-from softdimo.spec import Positive, Spec
+from softdimo.spec import LocalPath, Positive, Spec
 from softdimo_plugins.data.arrays import ArrayData
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -30,7 +30,7 @@ class Folder(Spec):
     are passed over; links are followed, once each. Animations give their first frame; transparency becomes white.
     """
 
-    path: str
+    path: LocalPath
     """The folder, relative to the recipe that names it."""
     size: Annotated[int, Field(ge=4)] = 32
     """Height and width: the shorter side is resized to it, the longer one cropped around the center."""

@@ -1,0 +1,166 @@
+"""A small class-conditional masked transformer: the backbone that a recipe can train from nothing in a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softdimo.errors import RecipeError
+from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.shapes import Embedding, Mask, Probs, Tokens
+from softdimo.spec import NetworkSpec
+
+SHORT = 256
+"""On a CPU, sequences up to this length are faster with explicit attention."""
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    return functional.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": squared_relu,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+}
+
+
+class Compact(NetworkSpec):
+    """Pre-norm bidirectional transformer: class token, learned positions, a head tied to the embedding table."""
+
+    width: Annotated[int, Field(ge=8)] = 64
+    """Width D of the sequence."""
+    depth: Annotated[int, Field(ge=1)] = 3
+    """Transformer blocks."""
+    heads: Annotated[int, Field(ge=1)] = 4
+    """Attention heads; they divide the width."""
+    expansion: Annotated[int, Field(ge=1)] = 4
+    """Hidden width of the feed-forward layers, in multiples of D."""
+    activation: Literal["relu2", "silu", "gelu"] = "relu2"
+    """Of the feed-forward layers; the squared ReLU is the fastest on a CPU."""
+
+    def build(self, context: Context) -> CompactTeacher:
+        """The network for the tokens and classes of `context`, with fresh weights."""
+        if context.tokens is None:
+            raise RecipeError("a compact teacher needs a tokenizer; add a `tokenizer:` section")
+        if self.width % self.heads:
+            raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
+        return CompactTeacher(self, context.tokens, len(context.classes))
+
+
+def attend(q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"]) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: a fused kernel, or on a CPU and for short sequences written out, which is faster."""
+    if q.device.type == "cpu" and q.shape[2] <= SHORT:
+        weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        return weights @ v
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)): [B L D] -> [B L D]."""
+
+    def __init__(self, width: int, heads: int, expansion: int, activation: str) -> None:
+        super().__init__()
+        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, expansion * width)
+        self.narrow = nn.Linear(expansion * width, width)
+
+    def forward(self, x: Embedding) -> Embedding:
+        """One block."""
+        B, L, D = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        x = x + self.merge(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
+        out: Tensor = x + self.narrow(self.activation(self.widen(self.norm_mlp(x))))
+        return out
+
+
+class CompactTeacher(Teacher):
+    """The network of `Compact`. The unit embeddings of a position's groups are summed; row V of a table is the mask."""
+
+    def __init__(self, spec: Compact, shape: TokenShape, classes: int) -> None:
+        super().__init__()
+        self.shape, self.width, self.depth, self.classes = shape, spec.width, spec.depth, classes
+        D = spec.width
+        self.table = nn.Parameter(torch.empty(shape.G, shape.V + 1, D))
+        self.positions = nn.Parameter(torch.empty(shape.L + 1, D))  # the class token's first
+        self.output_bias = nn.Parameter(torch.empty(shape.G, shape.V))
+        self.labels = nn.Embedding(classes + 1, D)  # the last is the unconditional branch
+        self.blocks = nn.ModuleList(Block(D, spec.heads, spec.expansion, spec.activation) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(D)
+        self.project = nn.Linear(D, shape.G * D)
+        self.reset()
+
+    def reset(self) -> None:
+        """Fresh weights: tables 0.02, linear layers 0.7 / sqrt(fan in), half of that where a residual branch ends."""
+        for tensor in (self.table, self.positions, self.labels.weight):
+            nn.init.normal_(tensor, std=0.02)
+        nn.init.zeros_(self.output_bias)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                gain = 0.35 if name.endswith(("merge", "narrow")) else 0.7
+                nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, tokens: Tokens) -> Embedding:
+        """Sum over groups of the table rows of ids in [0, V]."""
+        G, rows, D = self.table.shape
+        offsets = torch.arange(0, G * rows, rows, device=tokens.device)
+        return functional.embedding(tokens + offsets, self.table.view(G * rows, D)).sum(2)
+
+    def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
+        """sum_g E_g^T p_g in the table's precision; masked units contribute their mask row."""
+        with torch.autocast(probs.device.type, enabled=False):
+            probs = probs.to(self.table.dtype)
+            if mask is not None:
+                probs = probs.masked_fill(mask[..., None], 0)
+            e = torch.einsum("blgv,gvd->bld", probs, self.table[:, :-1])
+            if mask is not None:
+                e = e + torch.einsum("blg,gd->bld", mask.to(e.dtype), self.table[:, -1])
+        return e
+
+    def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
+        """Logits in fp32 and the outputs of the blocks `features`, class token left out; see `Teacher.forward`."""
+        if any(not 0 <= i < self.depth for i in features):
+            raise ValueError(f"features {tuple(features)}: this network has blocks 0 to {self.depth - 1}")
+        headless = at is not None and not bool(at.any())
+        last = max(features, default=-1) if headless else self.depth - 1
+        token = self.labels(cond.labels % (self.classes + 1))  # -1 is the last row
+        x = torch.cat([token[:, None], e], 1) + self.positions
+        seen: dict[int, Embedding] = {}
+        for i in range(last + 1):
+            x = self.blocks[i](x)
+            if i in features:
+                seen[i] = x[:, 1:]
+        wanted = tuple(seen[i] for i in features)
+        if headless:
+            return Output(torch.empty(0, self.shape.V, device=e.device), wanted)
+        x = x[:, 1:]
+        if at is None:
+            return Output(self.head(x), wanted)
+        rows = at.any(-1)
+        return Output(self.head(x[rows])[at[rows]], wanted)
+
+    def head(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N G V"]:
+        """Logits of every group from the last block's output."""
+        h = self.project(self.norm(x)).unflatten(-1, (self.shape.G, self.width))
+        logits: Tensor = torch.einsum("...gd,gvd->...gv", h, self.table[:, :-1]).float()
+        return logits + self.output_bias.float()
+
+    def table_rms(self) -> Tensor:
+        """Root mean square over the tables' visual rows (the mask rows left out)."""
+        return self.table[:, :-1].float().square().mean().sqrt()
+
+    def frozen(self) -> tuple[str, ...]:
+        """Embedding tables (and with them the tied head), positions, output bias."""
+        return "table", "positions", "output_bias"
