@@ -37,5 +37,5 @@ class ClassLogProbReward:
         """log p(label | img), at most 0. Labels of -1 have no probability: RecipeError."""
         if bool((cond.labels < 0).any()):
             raise RecipeError("class_log_prob needs a class label for each image; these conditions have none")
-        logits = self.network(img)[1]
-        return logits.log_softmax(-1).gather(1, cond.labels[:, None])[:, 0]
+        scores: PerSample = self.network(img)[1].log_softmax(-1).gather(1, cond.labels[:, None])[:, 0]
+        return scores

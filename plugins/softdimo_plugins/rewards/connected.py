@@ -17,7 +17,8 @@ from softdimo.spec import Fraction, Spec
 class Connected(Spec):
     """Fraction of the ink that belongs to the largest connected piece: 1 for one piece, 0 for no ink.
 
-    Not differentiable. Ink is where the mean over the channels is beyond the threshold; pixels that touch at a corner are connected.
+    Not differentiable. Ink is where the mean over the channels is beyond the threshold; pixels that touch at a corner
+    are connected.
     """
 
     ink: Literal["bright", "dark"] = "bright"
