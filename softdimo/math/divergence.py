@@ -170,8 +170,8 @@ def _by_rows(fn: Callable[..., Tensor], clamp: float, *logits: UnitLogits) -> Te
     with torch.no_grad():
         for chunk in zip(*(torch.split(z, step) for z in logits), strict=True):
             log_p, log_q, *others = (z.to(dtype).log_softmax(-1) for z in chunk)
-            # Classes that both exclude (two logits of -inf) have no log-ratio and contribute nothing.
-            a = (log_p - log_q).nan_to_num_(0.0, clamp, -clamp).clamp_(-clamp, clamp)
+            # Equal log-probabilities have ratio 0, also where both exclude the class (-inf - -inf); NaN stays NaN.
+            a = (log_p - log_q).masked_fill_(log_p == log_q, 0.0).clamp_(-clamp, clamp)
             part = fn(log_p.exp_(), log_q.exp_(), a, *(z.exp_() for z in others))
             begin, end = end, end + len(part)
             out = part.new_empty(rows, *part.shape[1:]) if begin == 0 else out

@@ -10,8 +10,7 @@
 | uniform | 1 - u           | 1 - r            | 0.5             |
 
 u is the progress of unmasking: r(0) = 1, r(1) = 0. In training u is uniform in [0, 1]; Di[M]O uses arccos for MaskGIT
-and cosine for Meissonic. `uniform` differs from `linear` in `reveal_counts` only, where it commits the same number
-every step.
+and cosine for Meissonic. `uniform` differs from `linear` in `reveal_counts` only, where it commits equal numbers.
 """
 
 from __future__ import annotations
@@ -67,34 +66,50 @@ def reveal_counts(name: Schedule, steps: int, units: int) -> list[int]:
 
     As in the PyTorch reproduction of MaskGIT: n_i = round(units v_i / sum v), v_i = r(1 - i / (steps - 1)), in float32
     with halves to even; zeros become 1 and the last step takes the rest. One step commits everything. Where the minimum
-    of 1 leaves the last step nothing, the surplus is taken from the latest steps that can spare it.
+    of 1 would leave the last step nothing, the largest counts give up the surplus, one by one. `uniform` commits equal
+    numbers, to within one.
 
     Raises:
         RecipeError: steps < 1, or more steps than units.
     """
+    _check_steps(steps, units)
+    if steps == 1:
+        return [units]
+    if name == "uniform":
+        return [units * (i + 1) // steps - units * i // steps for i in range(steps)]
+    v = mask_ratio(name, torch.linspace(1, 0, steps))
+    counts = [max(1, int(n)) for n in (v / v.sum() * units).round().tolist()]
+    rest = units - sum(counts)
+    if counts[-1] + rest >= 1:
+        counts[-1] += rest
+        return counts
+    for _ in range(-rest):
+        counts[counts.index(max(counts))] -= 1
+    return counts
+
+
+def masked_counts(name: Schedule, steps: int, units: int) -> list[int]:
+    """Units still masked at the start of steps 0..steps-1, as MaskBit counts: floor(units r(i / steps)) in float32.
+
+    Every step commits at least one unit and leaves at least one to the next.
+
+    Raises:
+        RecipeError: steps < 1, or more steps than units.
+    """
+    _check_steps(steps, units)
+    ratio = mask_ratio(name, torch.tensor([i / steps for i in range(steps)]))
+    counts = [units]
+    for i, n in enumerate((ratio * units).floor().tolist()[1:], start=1):
+        counts.append(min(max(int(n), steps - i), counts[-1] - 1))
+    return counts
+
+
+def _check_steps(steps: int, units: int) -> None:
     if not 1 <= steps <= units:
         raise RecipeError(
             f"{steps} sampling steps for {units} maskable units: every step commits at least one unit; "
             f"choose between 1 and {units} steps"
         )
-    if steps == 1:
-        return [units]
-    u = torch.linspace(1, 0, steps)
-    v = torch.ones_like(u) if name == "uniform" else mask_ratio(name, u)
-    counts = [max(1, int(n)) for n in (v / v.sum() * units).round().tolist()]
-    counts[-1] += units - sum(counts)
-    surplus, counts[-1] = max(0, 1 - counts[-1]), max(1, counts[-1])
-    for i in reversed(range(steps - 1)):
-        spare = min(surplus, counts[i] - 1)
-        counts[i] -= spare
-        surplus -= spare
-    return counts
-
-
-def masked_counts(name: Schedule, steps: int, units: int) -> list[int]:
-    """Units still masked at the start of steps 0..steps-1, floor(units r(i / steps)) in float32 (MaskBit, Halton)."""
-    ratio = mask_ratio(name, torch.tensor([i / steps for i in range(steps)]))
-    return [int(n) for n in (ratio * units).floor().tolist()]
 
 
 def _of(name: str, table: dict[str, Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
