@@ -5,18 +5,88 @@ A stateless component *is* its Spec; a stateful one is a Spec whose `build(conte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from softdimo.errors import PluginError
 
 if TYPE_CHECKING:
     from softdimo.kinds import Context
 
 
 class Settings(BaseModel):
-    """Frozen settings: unknown keys are errors, the docstring below a field is its documentation."""
+    """Frozen settings: unknown keys are errors, the docstring below a field is its documentation.
+
+    Numbers, text and true/false are never turned into one another, and a mapping that is given for a field whose
+    default is settings changes the keys that it names and keeps the rest of that default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        default = cls.model_fields[info.field_name or ""].default
+        out = handler(_over(default, value))
+        wanted = _coerced(value, out)
+        if wanted:
+            raise PydanticCustomError("coerced", "must be {wanted}", {"wanted": wanted})
+        return out
+
+
+def _over(default: Any, value: Any) -> Any:
+    """`value` written over `default`, where both are settings (of the same component)."""
+    if not isinstance(default, Settings) or not isinstance(value, Mapping):
+        return value
+    if isinstance(default, Spec) and value.get("use") != default.use:
+        return value
+    kept = {f.alias or name: getattr(default, name) for name, f in type(default).model_fields.items()}
+    return {**kept, **{key: _over(kept.get(key), v) for key, v in value.items()}}
+
+
+def _coerced(value: Any, out: Any) -> str:
+    """What should have been written, where pydantic turned one scalar type into another."""
+    if isinstance(value, list | tuple) and isinstance(out, list | tuple):
+        return next(filter(None, map(_coerced, value, out)), "")
+    if isinstance(out, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(out, int | float) and isinstance(value, str | bool):
+        return "a whole number" if isinstance(out, int) else "a number"
+    return ""
+
+
+class Written(str):
+    """Text of a recipe that remembers the folder of the file it was written in."""
+
+    folder: Path
+
+
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, Written):
+        return value
+    if not value.strip() or "\0" in value:
+        raise PydanticCustomError("path", "is not a path")
+    return value if "://" in value else os.path.normpath(value.folder / os.path.expanduser(value))
+
+
+LocalPath = Annotated[str, BeforeValidator(_absolute)]
+"""A path. In a recipe a relative one starts at the folder of the file that names it; `scheme://` is left alone."""
 
 
 class Spec(Settings):
@@ -29,15 +99,68 @@ class Spec(Settings):
         """The component itself. Stateless components are their own settings."""
         return self
 
+    def smoke(self) -> Self:
+        """A smaller version for a run of seconds (`softdimo run --smoke`): fewer steps, blocks, samples."""
+        return self
+
+
+class component:  # noqa: N801 (an annotation, read as a word)
+    """Annotation of a field that holds a component of one kind: `Annotated[NetworkSpec, component("discriminator")]`.
+
+    A recipe writes `{use: name, ...}` there; the name is looked up among the installed plugins of that kind, and the
+    settings are validated by the class found. A `Spec` that is already made passes.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        base = source if isinstance(source, type) and issubclass(source, Spec) else Spec
+        return core_schema.no_info_plain_validator_function(
+            lambda value: self._validate(value, base),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda spec, info: spec.model_dump(mode=info.mode, by_alias=info.by_alias), info_arg=True
+            ),
+            metadata={"softdimo_component": self.kind},
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"component": self.kind}
+
+    def _validate(self, value: Any, base: type[Spec]) -> Spec:
+        from softdimo import registry
+
+        if isinstance(value, Mapping):
+            use = value.get("use")
+            if "use" not in value:
+                raise self._fault("missing_use", f"names no {self.kind}: add `use: <name>`", value)
+            if not isinstance(use, str):
+                raise self._fault("use", f"must be the name of a {self.kind}", use, "use")
+            try:
+                cls = registry.find(self.kind, str(use))
+            except PluginError as error:
+                raise self._fault("plugin", str(error), use, "use") from error
+            if not issubclass(cls, base):
+                message = f"the {self.kind} `{use}` must subclass softdimo.spec.{base.__name__}; tell its author"
+                raise self._fault("plugin", message, use, "use")
+            return cls.model_validate(value)
+        if isinstance(value, base):
+            return value
+        raise PydanticCustomError("component", "must be a {kind}: a mapping with `use: <name>`", {"kind": self.kind})
+
+    def _fault(self, code: str, message: str, value: Any, *loc: str) -> ValidationError:
+        error = PydanticCustomError(code, "{message}", {"message": message})
+        return ValidationError.from_exception_data(self.kind, [InitErrorDetails(type=error, loc=loc, input=value)])
+
 
 class RecipeRef(Settings):
     """Weights that another recipe makes. It is run once, and its result is cached by content."""
 
-    recipe: str
+    recipe: LocalPath
     """Path of the other recipe, relative to the file that names it."""
 
 
-Weights = str | RecipeRef
+Weights = LocalPath | RecipeRef
 """A path (file, or run folder), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
 
 

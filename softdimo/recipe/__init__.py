@@ -1,1 +1,8 @@
-"""Recipes: YAML with positions, inheritance, overrides, validation."""
+"""The recipe language: YAML with positions, inheritance, overrides, validation in plain words."""
+
+from softdimo.recipe.loader import Loaded, load
+from softdimo.recipe.model import Recipe
+from softdimo.recipe.shrink import smoke
+from softdimo.recipe.writer import content_hash, dump
+
+__all__ = ["Loaded", "Recipe", "content_hash", "dump", "load", "smoke"]

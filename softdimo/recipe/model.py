@@ -1,0 +1,212 @@
+"""What a recipe may say. `softdimo run` does what the sections present ask for: `train`, `eval`, `search`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from softdimo.math.init import Init
+from softdimo.math.schedules import Schedule
+from softdimo.math.soft import Relaxation
+from softdimo.recipe.checks import faults
+from softdimo.spec import (
+    Fraction,
+    LossSpec,
+    NetworkSpec,
+    Player,
+    Positive,
+    Settings,
+    Spec,
+    Weights,
+    component,
+)
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")]
+"""A name that can be a file name and a column of a table."""
+
+
+class Ema(Settings):
+    """Exponential moving averages of the trained network."""
+
+    half_lives: tuple[Positive, ...] = (70.0,)
+    """Half-lives in iterations; the first average is evaluated and exported. Empty: the live weights are."""
+    warmup: bool = True
+    """Shorter half-lives at first, so that the random start is forgotten."""
+
+
+class Start(Settings):
+    """Where training starts from, if not from the teacher."""
+
+    from_: Weights | None = Field(default=None, alias="from")
+    """An earlier run of the same network: a run folder, a weights file, or another recipe."""
+    critics: bool = True
+    """Take the critics of that run too, for the terms that have the same name there."""
+    lead: Annotated[int, Field(ge=0)] = 0
+    """Iterations in which the critics train alone before the generator takes its first turn."""
+
+
+class Train(Settings):
+    """Training of one network; the student is distilled from the teacher by the terms of L_gen."""
+
+    network: Literal["student", "teacher", "tokenizer", "features"] = "student"
+    """Which network is trained."""
+    iterations: Count
+    """Iterations: one turn of every player that is due."""
+    batch_size: Count
+    """Samples per iteration and device."""
+    player: Player = Player()
+    """How the trained network (the generator, for a student) learns."""
+    ema: Ema = Ema()
+    """Averages of its weights."""
+    relaxation: Relaxation = Relaxation()
+    """How the student's tokens become differentiable for embeddings and decoders."""
+    terms: tuple[Annotated[LossSpec, component("loss")], ...] = ()
+    """Terms of L_gen, summed with their weights. Student only."""
+    start: Start = Start()
+    """An earlier run to start from."""
+    sampler: Annotated[Spec, component("sampler")] | None = None
+    """How the teacher draws its row of the sample sheets; no such row when null. Teacher and student only."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing of the teacher's cross-entropy. Teacher only."""
+    label_drop: Fraction = 0.1
+    """Probability of dropping the condition, which trains the unconditional branch. Teacher only."""
+    log_every: Count = 10
+    """Iterations between rows of log.csv."""
+    sample_every: Count = 100
+    """Iterations between sample sheets."""
+    checkpoint_minutes: Positive = 3.0
+    """Minutes between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Checkpoints to keep, newest first."""
+
+    @field_validator("terms", mode="after")
+    @classmethod
+    def _named(cls, terms: tuple[LossSpec, ...]) -> tuple[LossSpec, ...]:
+        return tuple(t if t.name else t.model_copy(update={"name": t.use.rpartition(":")[2]}) for t in terms)
+
+
+class Row(Settings):
+    """One row of the table of metrics."""
+
+    name: Name
+    """Name of the row."""
+    of: Literal["real", "reconstruction", "teacher", "student"]
+    """Held-out real images, their reconstructions by the tokenizer, or samples of a network."""
+    weights: Weights | None = None
+    """Weights of that network; the recipe's teacher, or the student just trained, when null."""
+    sampler: Annotated[Spec, component("sampler")] | None = None
+    """How to sample; a student takes one step when null."""
+    decode: Literal["hard", "soft"] = "hard"
+    """Decode sampled codes, or the student's expected codes."""
+
+
+class Eval(Settings):
+    """Metrics with error bars over seeds."""
+
+    samples: Count
+    """Images per row and seed."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """One repetition each; the table gives their mean and standard deviation."""
+    batch_size: Count = 100
+    """Images per batch."""
+    metrics: Annotated[tuple[Annotated[Spec, component("metric")], ...], Field(min_length=1)]
+    """Metrics of every row."""
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    """What is measured."""
+
+
+class HeldOut(Settings):
+    """A reward that is watched, never optimized."""
+
+    name: Name
+    """Name in the table."""
+    reward: Annotated[Spec, component("reward")]
+    """The reward."""
+
+
+class Method(Settings):
+    """One way of searching."""
+
+    name: Name
+    """Name in the table."""
+    search: Annotated[Spec, component("search")]
+    """The search."""
+
+
+class SearchSection(Settings):
+    """Test-time optimization of the student's input embedding, methods side by side."""
+
+    conditions: Count
+    """Conditions (labels or prompts) that are searched for."""
+    batch_size: Count = 16
+    """Conditions per batch."""
+    weights: Weights | None = None
+    """The student's weights; the student just trained when null."""
+    score: Annotated[Spec, component("reward")]
+    """The reward that is optimized."""
+    held_out: tuple[HeldOut, ...] = ()
+    """Rewards that are only measured: when they part from the score, the score is being hacked."""
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+    """What is compared."""
+
+
+class Hardware(Settings):
+    """Where and how precisely to compute."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` takes a GPU if there is one."""
+    devices: Count = 1
+    """Devices per node."""
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """Replicas (`ddp`), or sharded parameters (`fsdp2`)."""
+    num_nodes: Count = 1
+    """Machines."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
+    """Precision of the networks; divergences are computed in float32 regardless."""
+    threads: Count | None = None
+    """CPU threads; torch's choice when null."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+
+
+class Recipe(Settings):
+    """A run, whole: networks, data, and what to do with them."""
+
+    title: str
+    """One line for people."""
+    seed: Seed = 0
+    """Seed of everything that is random."""
+    schedule: Schedule = "arccos"
+    """Mask schedule of the teacher: its training, and the mask ratios of Di[M]O's auxiliary."""
+    init: Init = Init()
+    """Token initialization of the student."""
+    data: Annotated[Spec, component("data")]
+    """The data set."""
+    tokenizer: Annotated[NetworkSpec, component("tokenizer")] | None = None
+    """Codes <-> pixels."""
+    teacher: Annotated[NetworkSpec, component("teacher")] | None = None
+    """The masked diffusion model that is distilled."""
+    features: Annotated[NetworkSpec, component("features")] | None = None
+    """A network on images; only when it is what is trained."""
+    train: Train | None = None
+    """Train a network."""
+    eval: Eval | None = None
+    """Measure."""
+    search: SearchSection | None = None
+    """Search at test time."""
+    hardware: Hardware = Hardware()
+    """Devices and precision."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        details = [
+            InitErrorDetails(type=PydanticCustomError("recipe", "{what}", {"what": what}), loc=path, input=None)
+            for path, what in faults(self)
+        ]
+        if details:
+            raise ValidationError.from_exception_data("Recipe", details)
+        return self

@@ -1,0 +1,75 @@
+"""A tiny version of any recipe: the same path through the code, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from softdimo.recipe.model import Recipe
+from softdimo.spec import Player, Settings, Spec
+
+Path = tuple[str | int, ...]
+
+
+def walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Settings]]:
+    """Every Settings inside a value with its key path, outermost first."""
+    if isinstance(value, Settings):
+        yield path, value
+        for name, field in type(value).model_fields.items():
+            yield from walk(getattr(value, name), (*path, field.alias or name))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from walk(item, (*path, i))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from walk(item, (*path, key))
+
+
+def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
+    """A copy with `change` applied to every Settings, innermost first."""
+    if isinstance(value, Settings):
+        update = {name: rewrite(getattr(value, name), change) for name in type(value).model_fields}
+        return change(value.model_copy(update=update))
+    if isinstance(value, list | tuple):
+        return type(value)(rewrite(item, change) for item in value)
+    if isinstance(value, Mapping):
+        return {key: rewrite(item, change) for key, item in value.items()}
+    return value
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """Two iterations, a few samples and conditions, two seeds; components shrink by their own `Spec.smoke`."""
+    small: Recipe = rewrite(recipe, _shrink)
+    update: dict[str, Any] = {}
+    if small.train is not None:
+        start = small.train.start
+        update["train"] = small.train.model_copy(
+            update={
+                "iterations": min(2, small.train.iterations),
+                "batch_size": min(4, small.train.batch_size),
+                "start": start.model_copy(update={"lead": min(1, start.lead)}),
+                "log_every": 1,
+                "sample_every": 1,
+            }
+        )
+    if small.eval is not None:
+        samples = min(16, small.eval.samples)
+        update["eval"] = small.eval.model_copy(
+            update={
+                "samples": samples,
+                "batch_size": min(samples, small.eval.batch_size),
+                "seeds": small.eval.seeds[:2],
+            }
+        )
+    if small.search is not None:
+        conditions = min(2, small.search.conditions)
+        update["search"] = small.search.model_copy(
+            update={"conditions": conditions, "batch_size": min(conditions, small.search.batch_size)}
+        )
+    return small.model_copy(update=update)
+
+
+def _shrink(settings: Settings) -> Settings:
+    if isinstance(settings, Player):
+        return settings.model_copy(update={"accumulate": 1})
+    return settings.smoke() if isinstance(settings, Spec) else settings

@@ -1,0 +1,53 @@
+"""Writing a resolved recipe, and naming its content by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from softdimo.recipe.loader import load
+from softdimo.recipe.model import Recipe
+from softdimo.recipe.nodes import Scalars
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would read as something else."""
+
+
+Scalars.install(_Dumper)
+
+CADENCE = ("log_every", "sample_every", "checkpoint_minutes", "keep_checkpoints")
+"""Keys of `train` that change what is written down, not what is computed."""
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML that loads back to an equal recipe."""
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def content_hash(recipe: Recipe, smoke: bool = False) -> str:
+    """SHA-256 (hex) of what the results depend on.
+
+    The title, the hardware except its precision, and the cadence of the output do not count. A recipe that is referred
+    to counts by its own content hash, not by its path; `smoke` says whether its tiny version is meant.
+    """
+    plain: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
+    plain.pop("title")
+    plain["hardware"] = {"precision": plain["hardware"]["precision"]}
+    for key in CADENCE if plain["train"] else ():
+        plain["train"].pop(key)
+    text = json.dumps(_inline(plain, smoke), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _inline(value: Any, smoke: bool) -> Any:
+    """Replace `{recipe: path}` by the hash of that recipe."""
+    if isinstance(value, dict):
+        if set(value) == {"recipe"}:
+            return {"recipe": content_hash(load(value["recipe"], smoke=smoke).recipe, smoke)}
+        return {key: _inline(item, smoke) for key, item in value.items()}
+    return [_inline(item, smoke) for item in value] if isinstance(value, list) else value
