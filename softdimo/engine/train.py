@@ -1,0 +1,172 @@
+"""`train:` section -> algorithm -> loop -> weights in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from softdimo.build import PRODUCT, Components, locate, needs_weights
+from softdimo.engine import fit
+from softdimo.engine.algorithm import Algorithm, Distillation, Entry
+from softdimo.engine.ema import EMA
+from softdimo.engine.loop import Loop
+from softdimo.engine.player import Player
+from softdimo.engine.rng import seed_all
+from softdimo.errors import RecipeError
+from softdimo.files import load_strict, read_weights, save_weights
+from softdimo.kinds import Cursor, Features, Teacher, Term, Tokenizer
+from softdimo.recipe.model import Train
+
+Sampled = Callable[[int, Algorithm], None]
+"""Called with the number of finished iterations and the algorithm, every `sample_every` iterations."""
+
+
+@dataclass
+class Training:
+    """One training run: what its parts have in common."""
+
+    parts: Components
+    fabric: Fabric
+    folder: Path
+    recipe_hash: str
+    title: str
+    tensorboard: bool = False
+
+    @property
+    def settings(self) -> Train:
+        """The recipe's `train:` section."""
+        if self.parts.recipe.train is None:
+            raise RecipeError("the recipe has no `train:` section")
+        return self.parts.recipe.train
+
+    def run(self, resume: bool, on_sample: Sampled | None) -> Path:
+        """Train and write the product; returns its path."""
+        settings, seed = self.settings, self.parts.recipe.seed
+        seed_all(seed + self.fabric.global_rank)
+        rng = torch.Generator(self.fabric.device).manual_seed(seed * 1_000_003 + self.fabric.global_rank)
+        algorithm = self._algorithm(rng)
+        loop = Loop(
+            algorithm=algorithm,
+            stream=self._stream(),
+            folder=self.folder,
+            fabric=self.fabric,
+            generator=rng,
+            recipe_hash=self.recipe_hash,
+            title=self.title,
+            iterations=settings.iterations,
+            batch_size=settings.batch_size * self.fabric.world_size,
+            log_every=settings.log_every,
+            sample_every=settings.sample_every,
+            checkpoint_minutes=settings.checkpoint_minutes,
+            keep=settings.keep_checkpoints,
+            tensorboard=self.tensorboard,
+            on_sample=(lambda done: on_sample(done, algorithm)) if on_sample else None,
+        )
+        loop.run(resume)
+        return self._export(algorithm)
+
+    def _stream(self) -> Cursor:
+        images = self.settings.network in ("tokenizer", "features")
+        data = self.parts.data if images else self.parts.tokenized
+        return data.stream(
+            self.settings.batch_size, self.parts.recipe.seed, self.fabric.global_rank, self.fabric.world_size
+        )
+
+    def _player(self, name: str, module: nn.Module) -> Player:
+        return Player(name, module, self.settings.player, self.settings.iterations, self.fabric)
+
+    def _ema(self, module: nn.Module) -> EMA:
+        return EMA(module, self.settings.ema.half_lives, self.settings.ema.warmup)
+
+    def _algorithm(self, rng: torch.Generator) -> Algorithm:
+        settings, recipe, parts = self.settings, self.parts.recipe, self.parts
+        if settings.network == "student":
+            return self._distillation(rng)
+        spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[settings.network]
+        if spec is None:
+            raise RecipeError(f"train.network is {settings.network}, but the recipe has no `{settings.network}:` section")
+        network = parts.fresh(spec)
+        parts.load(network, spec)
+        network.requires_grad_(True)
+        player = self._player(settings.network, network)
+        if isinstance(network, Teacher):
+            needs_weights(recipe.tokenizer, "the tokenizer")
+            objective = fit.teacher_objective(
+                network, recipe.schedule, settings.label_smoothing, settings.label_drop, rng
+            )
+        elif isinstance(network, Tokenizer):
+            objective = fit.tokenizer_objective(network, rng)
+        else:
+            assert isinstance(network, Features)
+            objective = fit.features_objective(network, rng)
+        return fit.Fit(player, self._ema(network), objective, self.fabric)
+
+    def _distillation(self, rng: torch.Generator) -> Distillation:
+        settings, parts = self.settings, self.parts
+        needs_weights(parts.recipe.tokenizer, "the tokenizer")
+        needs_weights(parts.recipe.teacher, "the teacher")
+        parts.require_teacher()
+        context = parts.context()
+        student = context.copy_teacher()
+        origin = None if settings.start.from_ is None else locate(settings.start.from_, parts.ensure)
+        if origin is not None:
+            load_strict(student, read_weights(origin), origin)
+        entries = []
+        for spec in settings.terms:
+            term: Term = spec.build(context)
+            entry = Entry(spec.name, term, spec.weight)
+            if term.critic is not None and term.player is not None:
+                critic = term.critic.to(self.fabric.device)
+                if origin is not None and settings.start.critics:
+                    saved = origin.parent / "critics" / f"{entry.name}.safetensors"
+                    if saved.is_file():
+                        load_strict(critic, read_weights(saved), saved)
+                entry.critic = Player(f"{entry.name}'s critic", critic, term.player, settings.iterations, self.fabric)
+            entries.append(entry)
+        return Distillation(
+            generator=self._player("generator", student),
+            ema=self._ema(student),
+            terms=entries,
+            init=parts.recipe.init,
+            relaxation=settings.relaxation,
+            tokenizer=parts.tokenizer,
+            rng=rng,
+            fabric=self.fabric,
+            lead=settings.start.lead,
+        )
+
+    def _export(self, algorithm: Algorithm) -> Path:
+        """EMA of the trained network (every half-life), the live weights, and the critics, for warm starts."""
+        product = self.folder / PRODUCT
+        if self.fabric.is_global_zero:
+            about = {"recipe": self.recipe_hash, "network": self.settings.network}
+            if isinstance(algorithm, Distillation):
+                for entry in algorithm.terms:
+                    if entry.critic is not None:
+                        path = self.folder / "critics" / f"{entry.name}.safetensors"
+                        save_weights(path, entry.critic.raw.state_dict(), about | {"network": "critic"})
+            save_weights(self.folder / "live.safetensors", dict(algorithm.network.state_dict()), about)
+            for i, half_life in list(enumerate(self.settings.ema.half_lives))[1:]:
+                path = self.folder / f"ema-{half_life:g}.safetensors"
+                save_weights(path, algorithm.ema.weights(algorithm.network, i), about)
+            save_weights(product, algorithm.ema.weights(algorithm.network), about)  # last: it marks the run as finished
+        self.fabric.barrier("product")
+        return product
+
+
+def with_weights(parts: Components, network: str, path: Path) -> Components:
+    """The same components with the trained network's section pointing at its weights."""
+    recipe = parts.recipe
+    if network == "student":
+        return parts
+    spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
+    assert spec is not None
+    trained = spec.model_copy(update={"weights": str(path)})
+    made = Components(recipe.model_copy(update={network: trained}), parts.device, parts.ensure)
+    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("data",)}
+    return made

@@ -1,0 +1,100 @@
+"""The run folder: who may write in it, what stands in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from softdimo import __version__
+from softdimo.errors import CheckpointError
+from softdimo.files import write_json, write_text
+
+RECIPE, LOCK = "recipe.yaml", "lock.json"
+
+
+class RunFolder:
+    """A folder held by one process at a time, until that process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held: IO[str] | None = None
+
+    def hold(self) -> None:
+        """Take the folder; refuses when another run holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = (self.path / ".held").open("w")
+        except OSError as error:
+            raise CheckpointError(f"cannot write in {self.path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._held.close()
+            raise CheckpointError(f"another run is writing in {self.path}; wait for it, or give another --out") from error
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def recorded_hash(self) -> str | None:
+        """Hash of the recipe that this folder was started with, if any."""
+        try:
+            return str(json.loads((self.path / LOCK).read_text(encoding="utf-8"))["recipe"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def clear(self) -> None:
+        """Delete what an earlier run left, and nothing that a run does not write."""
+        for name in ("checkpoints", "samples", "critics", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for pattern in ("*.safetensors", "log.csv", "health.txt", "eval*.json", "search*", "report.html", RECIPE, LOCK):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
+
+    def describe(self, recipe_yaml: str, recipe_hash: str, distributions: list[str]) -> None:
+        """Write the resolved recipe and the lock file."""
+        write_text(self.path / RECIPE, recipe_yaml)
+        write_json(self.path / LOCK, {"recipe": recipe_hash} | environment(distributions))
+
+
+def environment(distributions: list[str]) -> dict[str, Any]:
+    """Versions that a result depends on."""
+    names = sorted({"softdimo", "torch", "lightning-fabric", "numpy", *distributions})
+    return {
+        "softdimo": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git(),
+        "distributions": {n: _version(n) for n in names},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """Commit of the source tree that softdimo runs from, with `+` when it has changes."""
+    here = Path(__file__).resolve().parent
+    try:
+        ask = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,149 @@
+import pytest
+import torch
+
+from softdimo import spec
+from softdimo.errors import TrainingError
+from softdimo.math.init import Init
+from softdimo.math.rollout import rollout
+from softdimo.math.soft import Relaxation
+from softdimo_plugins.losses.dimo import DiMO
+from tests.engine.tiny import batch, context, distillation, players
+
+
+def norms(module: torch.nn.Module) -> float:
+    return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    return {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
+
+
+def test_an_iteration_moves_every_player_and_never_the_teacher() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0))
+    assert ctx.teacher is not None
+    teacher, student = snapshot(ctx.teacher), snapshot(algorithm.network)
+    critics = {e.name: snapshot(e.critic.raw) for e in algorithm.terms if e.critic is not None}
+    logs = algorithm.step(0, batch())
+    assert not changed(teacher, ctx.teacher)
+    moved = changed(student, algorithm.network)
+    assert moved
+    assert not any(name.startswith(ctx.teacher.frozen()) for name in moved)
+    for entry in algorithm.terms:
+        assert entry.critic is not None
+        assert changed(critics[entry.name], entry.critic.raw)
+    assert {"dimo/loss", "dimo/divergence", "gan/loss", "gan/real", "gan/fake", "gan/grad_at_logits"} <= set(logs)
+    assert all(p.grad is None for p in ctx.teacher.parameters())
+
+
+def test_the_generators_turn_gives_critics_no_gradient() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0))
+    for entry in algorithm.terms:
+        entry.critic = None
+    algorithm.step(0, batch())
+    assert norms(algorithm.network) > 0
+    for entry in algorithm.terms:
+        assert entry.term.critic is not None
+        assert norms(entry.term.critic) == 0
+
+
+def test_the_critics_turn_gives_the_student_no_gradient() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), lead=10)
+    algorithm.step(0, batch())
+    assert norms(algorithm.network) == 0
+    assert algorithm.ema.updates == 0
+
+
+def test_dimo_gradient_at_logits_is_g_over_b_at_masked_units_only() -> None:
+    ctx = context()
+    assert ctx.teacher is not None
+    rng = torch.Generator().manual_seed(3)
+    roll, _ = rollout(ctx.copy_teacher(), batch().cond, Init(), rng, Relaxation())
+    term = DiMO(use="dimo", share_t=True).build(ctx)
+    with torch.no_grad():
+        for p in term.auxiliary.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=rng))
+    loss, _ = term.generator(roll)
+    (gradient,) = torch.autograd.grad(loss, roll.logits)
+    hit = gradient.abs().sum(-1) > 0
+    assert 0 < int(hit.sum()) < hit.numel()
+    torch.testing.assert_close(gradient.sum(-1), torch.zeros_like(gradient.sum(-1)), atol=1e-6, rtol=0)
+
+
+def test_gradient_is_the_weighted_sum_of_the_terms() -> None:
+    ctx = context()
+    one = distillation(ctx, torch.Generator().manual_seed(0), gan_weight=0.0)
+    two = distillation(ctx, torch.Generator().manual_seed(0), gan=False)
+    one.step(0, batch())
+    # the same draws up to the GAN's mask: with weight 0 the student's gradient is Di[M]O's alone
+    two.step(0, batch())
+    for p, q in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_ratio_weight_reaches_its_target() -> None:
+    ctx = context()
+    ratio = spec.GradientRatio(ratio=0.25, of="dimo", smoothing=0.0)
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan_weight=ratio)
+    for i in range(3):
+        logs = algorithm.step(i, batch(seed=i))
+        reached = float(logs["gan/weight"]) * float(logs["gan/grad_at_logits"])
+        reference = [e.norm for e in algorithm.terms if e.name == "dimo"][0]
+        assert reached == pytest.approx(0.25 * reference, rel=1e-4)
+
+
+def test_cadence_and_accumulation() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), generator=players(every=2, accumulate=2), gan=False)
+    updates = []
+    for i in range(8):
+        algorithm.step(i, batch(seed=i))
+        updates.append(algorithm.ema.updates)
+    assert updates == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("share_t", "expected"), [(False, 9), (True, 8)])
+def test_network_passes_per_iteration(share_t: bool, expected: int) -> None:
+    """Forward 1, backward 2; teacher guided (2), re-using x_theta for psi: 9, and 8 when psi's forward is shared."""
+    ctx = context()
+    algorithm = distillation(
+        ctx, torch.Generator().manual_seed(0), gan=False, dimo=DiMO(use="dimo", player=players(), share_t=share_t)
+    )
+    assert ctx.teacher is not None
+    passes = 0.0
+    n = 6
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: object) -> None:
+        nonlocal passes
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+        passes += len(args[0]) / n * (3 if trains else 1)
+
+    auxiliary = algorithm.terms[0].term.critic
+    assert auxiliary is not None
+    for net in (ctx.teacher, algorithm.network, auxiliary):
+        net.register_forward_hook(count)
+    algorithm.step(0, batch(n))
+    assert passes == expected
+
+
+def test_a_term_without_finite_loss_stops_with_its_name() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False)
+    broken = lambda roll: (roll.logits.sum() * float("nan"), {})  # noqa: E731
+    algorithm.terms[0].term.generator = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="`dimo` is nan at iteration 7"):
+        algorithm.step(7, batch())
+
+
+def test_a_term_that_misses_the_logits_is_named() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False)
+    algorithm.terms[0].term.generator = lambda roll: (torch.ones(()), {})  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="`dimo` does not depend"):
+        algorithm.step(0, batch())
