@@ -40,8 +40,8 @@ UnitValues = Float[Tensor, "N"]
 Normalization = Literal["sum", "mean_masked"]
 
 CLAMP = 20.0
-_CHUNKS, _SMALLEST = 16, 2**16
-"""Rows are processed in at most 16 chunks, of 65536 elements or more."""
+_CHUNKS, _SMALLEST = 32, 2**16
+"""Rows are processed in at most 32 chunks, of about 65536 elements or more."""
 
 
 class _Row(NamedTuple):
@@ -51,12 +51,17 @@ class _Row(NamedTuple):
     flow: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def _log_over_mean(a: Tensor) -> Tensor:
+    """log(p / m) with m = (p + q) / 2, as a function of a = log p - log q."""
+    return math.log(2) + logsigmoid(a)
+
+
 _TABLE = {
     "fkl": _Row(lambda p, q, a: -q * a, lambda p, q, a: -q),
     "rkl": _Row(lambda p, q, a: p * a, lambda p, q, a: p * a),
     "js": _Row(
-        lambda p, q, a: 0.5 * (p * (math.log(2) + logsigmoid(a)) + q * (math.log(2) + logsigmoid(-a))),
-        lambda p, q, a: 0.5 * p * (math.log(2) + logsigmoid(a)),
+        lambda p, q, a: 0.5 * (p * _log_over_mean(a) + q * _log_over_mean(-a)),
+        lambda p, q, a: 0.5 * p * _log_over_mean(a),
     ),
     "hellinger": _Row(lambda p, q, a: (q.sqrt() - p.sqrt()).square(), lambda p, q, a: -p.sqrt() * q.sqrt()),
     "tv": _Row(lambda p, q, a: 0.5 * (p - q).abs(), lambda p, q, a: 0.5 * p * (p - q).sign()),
@@ -71,7 +76,7 @@ class Divergence(Settings):
     beta: float = 0.0
     """Of `jeffreys` only: (1 - beta) FKL + beta RKL. Di[M]O: -0.2 is best for MaskGIT; Meissonic needs [-0.1, 0.2]."""
     clamp: Positive = CLAMP
-    """Bound on the absolute log-ratio log p - log q."""
+    """Bound on the absolute log-ratio |a|; the public code has none (a large number reproduces it)."""
 
     @model_validator(mode="after")
     def _beta_belongs_to_jeffreys(self) -> Divergence:
