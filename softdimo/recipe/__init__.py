@@ -3,6 +3,6 @@
 from softdimo.recipe.loader import Loaded, load
 from softdimo.recipe.model import Recipe
 from softdimo.recipe.shrink import smoke
-from softdimo.recipe.writer import content_hash, dump
+from softdimo.recipe.writer import content_hash, distributions, dump
 
-__all__ = ["Loaded", "Recipe", "content_hash", "dump", "load", "smoke"]
+__all__ = ["Loaded", "Recipe", "content_hash", "distributions", "dump", "load", "smoke"]

@@ -36,6 +36,8 @@ def _train(recipe: Recipe, train: Train) -> Found:
         for name in ("label_smoothing", "label_drop"):
             if getattr(train, name) != type(train).model_fields[name].default:
                 yield ("train", name), f"belongs to the training of a teacher, but `train.network` is {train.network}"
+    if train.sampler is not None and train.network not in ("student", "teacher"):
+        yield ("train", "sampler"), f"draws samples of a teacher, but `train.network` is {train.network}"
     if train.network != "student":
         if train.terms:
             yield ("train", "terms"), f"belong to the student's L_gen, but `train.network` is {train.network}"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from typing import Any
 
 import yaml
 
+from softdimo import registry
 from softdimo.recipe.loader import load
 from softdimo.recipe.model import Recipe
 from softdimo.recipe.nodes import Scalars
+from softdimo.recipe.shrink import walk
+from softdimo.spec import Spec
 
 
 class _Dumper(yaml.SafeDumper):
@@ -18,6 +22,12 @@ class _Dumper(yaml.SafeDumper):
 
 
 Scalars.install(_Dumper)
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict | list) for item in items)
+    ),
+)
 
 CADENCE = ("log_every", "sample_every", "checkpoint_minutes", "keep_checkpoints")
 """Keys of `train` that change what is written down, not what is computed."""
@@ -42,6 +52,19 @@ def content_hash(recipe: Recipe, smoke: bool = False) -> str:
         plain["train"].pop(key)
     text = json.dumps(_inline(plain, smoke), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def distributions(recipe: Recipe) -> list[str]:
+    """Names of the installed distributions that the recipe's components come from, sorted."""
+    classes = {type(settings) for _, settings in walk(recipe) if isinstance(settings, Spec)}
+    return sorted(
+        {
+            registry.distribution(entry)
+            for kind in registry.KINDS
+            for entry in registry.installed(kind)
+            if entry.module in sys.modules and getattr(sys.modules[entry.module], entry.attr, None) in classes
+        }
+    )
 
 
 def _inline(value: Any, smoke: bool) -> Any:
