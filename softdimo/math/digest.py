@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def digest_module(module: nn.Module) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes of the state, in the order of the names; independent of the device."""
+    """SHA-256 (hex) over names, types, shapes and bytes of the state dict; independent of order and device."""
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -20,7 +20,7 @@ def digest_module(module: nn.Module) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 (hex) of plain data (numbers, strings, lists, mappings) in canonical JSON; the order of keys does not matter.
+    """SHA-256 (hex) of plain data (numbers, strings, lists, mappings) in canonical JSON; the order of keys is free.
 
     Raises TypeError for anything that JSON has no form for.
     """

@@ -1,0 +1,107 @@
+"""Fréchet distance between Gaussians fitted to features (FID is this with Inception's pool3)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softdimo.errors import DataError
+from softdimo.kinds import Cond, Context, Features
+from softdimo.shapes import Image
+from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, extract
+
+
+class Frechet(FeatureMetricSpec):
+    """`fd` = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the features, in float64. Heusel et al. 2017."""
+
+    def build(self, context: Context) -> FrechetMetric:
+        """The metric, without images yet."""
+        return FrechetMetric(self.network(context), self.name)
+
+
+class Moments:
+    """Running mean and scatter of features in float64 (Chan's pairwise update, so no cancellation)."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean = torch.zeros(())
+        self._scatter = torch.zeros(())
+
+    def add(self, x: Float[Tensor, "B F"]) -> None:
+        """Add a batch."""
+        x = (x.cpu() if x.device.type == "mps" else x).double()
+        mean = x.mean(0)
+        scatter = (x - mean).T @ (x - mean)
+        if self.n == 0:
+            self.n, self._mean, self._scatter = len(x), mean, scatter
+            return
+        delta = mean - self._mean
+        total = self.n + len(x)
+        self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self.n * len(x) / total)
+        self._mean = self._mean + delta * (len(x) / total)
+        self.n = total
+
+    def gaussian(self) -> tuple[Float[Tensor, "F"], Float[Tensor, "F F"]]:
+        """Mean and unbiased covariance. Raises DataError below two samples."""
+        if self.n < 2:
+            raise DataError(f"a covariance needs at least 2 images, there are {self.n}; raise `eval.samples`")
+        return self._mean, self._scatter / (self.n - 1)
+
+
+def matrix_sqrt(c: Float[Tensor, "F F"]) -> Float[Tensor, "F F"]:
+    """Symmetric root of a positive semi-definite matrix by eigendecomposition; rounding below 0 counts as 0."""
+    values, vectors = torch.linalg.eigh(c)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
+
+
+def frechet_distance(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor, root1: Tensor | None = None) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians; `root1` is the root of c1 where it is known already.
+
+    tr (C1 C2)^1/2 is the sum of the roots of the eigenvalues of C1^1/2 C2 C1^1/2, which is symmetric: unlike a general
+    matrix root this stays real and accurate for singular covariances.
+    """
+    root1 = matrix_sqrt(c1) if root1 is None else root1
+    cross = torch.linalg.eigvalsh(root1 @ c2 @ root1).clamp_min(0).sqrt().sum()
+    return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross)
+
+
+class FrechetMetric(FeatureMetric):
+    """Collects moments only; images and features are not kept."""
+
+    formula = "frechet/1 unbiased-covariance float64"
+
+    def __init__(self, net: Features, name: str = "") -> None:
+        super().__init__(net, name)
+        self._real, self._fake = Moments(), Moments()
+        self._root: Tensor | None = None
+
+    def _reference(self, img: Image) -> None:
+        self._real.add(extract(self.net, img)[0])
+        self._root = None
+
+    def reset(self) -> None:
+        """Forget the generated images."""
+        self._fake = Moments()
+
+    def update(self, img: Image, cond: Cond) -> None:
+        """Add generated images."""
+        self._fake.add(extract(self.net, img)[0])
+
+    def _result(self) -> dict[str, float]:
+        m1, c1 = self._real.gaussian()
+        m2, c2 = self._fake.gaussian()
+        self._root = matrix_sqrt(c1) if self._root is None else self._root
+        return {"fd": frechet_distance(m1, c1, m2, c2, self._root)}
+
+    def notes(self) -> tuple[str, ...]:
+        """Says where a covariance has no full rank, so that the distance is biased upwards."""
+        found = []
+        for what, moments in (("reference", self._real), ("generated", self._fake)):
+            width = moments._mean.numel()
+            if 0 < moments.n <= width:
+                found.append(
+                    f"fd: {moments.n} {what} images for {width} features; the covariance is singular, use more"
+                )
+        return tuple(found)

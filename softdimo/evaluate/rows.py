@@ -1,0 +1,136 @@
+"""What the rows of the table are, and the images of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from softdimo.errors import DataError, RecipeError
+from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Teacher, Tokenizer
+from softdimo.shapes import Image
+
+Progress = Callable[[str, int, int], None]
+"""(what, images done, images in all)."""
+Stream = Iterator[tuple[Image, Cond]]
+ENOUGH = 500
+"""Held-out images below which reconstructions are measured on the training split."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one row measures. Samples of a network need `net` and `sampler`."""
+
+    name: str
+    of: Literal["real", "reconstruction", "teacher", "student"]
+    net: Teacher | None = None
+    sampler: Sampler | None = None
+    decode: Literal["hard", "soft"] = "hard"
+    """`hard` decodes sampled tokens; `soft` the expected codes of a one-step sampler."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Everything that an evaluation needs, built."""
+
+    data: Data
+    """Images (or tokens, with a tokenizer) and the conditions to sample for."""
+    metrics: Callable[[], Mapping[str, Metric]]
+    """Makes the metrics, fresh (without images), by name. Feature networks may be shared between calls."""
+    rows: Sequence[Subject]
+    tokenizer: Tokenizer | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    forbidden: Mapping[str, str] = field(default_factory=dict)
+    """Networks that took part in training (`network_digests`), by what they did there: none of them may judge."""
+
+    def need_tokenizer(self, row: str) -> Tokenizer:
+        """The tokenizer. Raises RecipeError where there is none."""
+        if self.tokenizer is None:
+            raise RecipeError(f"eval.rows: `{row}` needs a tokenizer; add a `tokenizer:` section to the recipe")
+        return self.tokenizer
+
+
+def real_images(
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+) -> Stream:
+    """Images of a split at `index`, in batches; tokens are decoded. Raises DataError where there is neither."""
+    for batch in _batches(pieces, split, index, batch_size, progress, what):
+        if batch.images is not None:
+            yield batch.images, batch.cond
+        elif batch.tokens is not None and pieces.tokenizer is not None:
+            yield pieces.tokenizer.decode(batch.tokens, batch.cond), batch.cond
+        else:
+            raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
+
+
+def reconstruction_split(pieces: Pieces) -> tuple[str, str]:
+    """The split whose images are reconstructed, and what must be said about it (nothing for the held-out one)."""
+    held_out = len(pieces.data.source("held_out"))
+    if held_out >= ENOUGH:
+        return "held_out", ""
+    return "train", f"only {held_out} held-out images: training images were reconstructed, which flatters the tokenizer"
+
+
+def reconstructions(
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+) -> Stream:
+    """decode(encode(image)) of real images."""
+    tokenizer = pieces.need_tokenizer(what)
+    for batch in _batches(pieces, split, index, batch_size, progress, what):
+        if batch.images is None:
+            raise DataError("a reconstruction needs the images; this data set gives tokens only")
+        yield tokenizer.decode(tokenizer.encode(batch.images), batch.cond), batch.cond
+
+
+def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int, progress: Progress) -> Stream:
+    """n images of a network in evaluation mode for balanced conditions, in batches.
+
+    The random numbers of a batch depend on the seed and the batch's place alone. Raises RecipeError where the network,
+    the sampler or the tokenizer is missing.
+    """
+    net, sampler, tokenizer = subject.net, subject.sampler, pieces.need_tokenizer(subject.name)
+    if net is None or sampler is None:
+        raise RecipeError(f"eval.rows: `{subject.name}` samples a network, so it needs weights and a sampler")
+    probs = getattr(sampler, "probs", None)
+    if subject.decode == "soft" and probs is None:
+        raise RecipeError(
+            f"eval.rows: `{subject.name}` asks for a soft decode, which only a one-step sampler has; "
+            "write `decode: hard`, or use the sampler `one_step`"
+        )
+    conditions = pieces.data.conditions(n)
+    training = net.training
+    net.eval()
+    try:
+        for first in range(0, n, batch_size):
+            cond = conditions[first : first + batch_size].to(pieces.device)
+            rng = torch.Generator(pieces.device).manual_seed(mix(seed, first))
+            if subject.decode == "soft" and probs is not None:
+                yield tokenizer.decode_soft(probs(net, cond, rng), cond), cond
+            else:
+                yield tokenizer.decode(sampler.sample(net, cond, rng), cond), cond
+            progress(subject.name, first + len(cond), n)
+    finally:
+        net.train(training)
+
+
+def mix(seed: int, place: int) -> int:
+    """Seed of one batch: a hash of the run's seed and the batch's place, so that no batch depends on another."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:7], "big")
+
+
+def _batches(
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+) -> Iterator[Batch]:
+    if not len(index):
+        raise DataError(f"{what}: the split `{split}` has no images; an evaluation needs training and held-out images")
+    source = pieces.data.source(split)
+    done = 0
+    for part in torch.split(index, batch_size):
+        yield source.get(part).to(pieces.device)
+        done += len(part)
+        progress(what, done, len(index))

@@ -1,0 +1,253 @@
+"""Measuring the rows and writing eval.json.
+
+Every number stands beside what it depends on: the evaluator (formulas, weights of the feature networks, reference
+images) has one hash, and every row has a key over its own settings and weights. A row whose key is in the file already
+is kept, so an interrupted evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from softdimo.errors import CheckpointError, RecipeError
+from softdimo.evaluate.guard import refuse_players
+from softdimo.evaluate.rows import (
+    Pieces,
+    Progress,
+    Stream,
+    Subject,
+    mix,
+    real_images,
+    reconstruction_split,
+    reconstructions,
+    samples,
+)
+from softdimo.files import write_json
+from softdimo.kinds import Metric, Sampler
+from softdimo.math.digest import digest_json, digest_module
+
+Json = dict[str, Any]
+Judges = Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    samples: int
+    seeds: tuple[int, ...]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the result."""
+
+    name: str
+    subject: Subject
+    halves: bool = False
+
+    def identity(self, pieces: Pieces) -> Json:
+        """Everything that its numbers depend on, beside the evaluator and the plan."""
+        net, decoded = self.subject.net, self.subject.of != "real" and pieces.tokenizer is not None
+        return {
+            "of": self.subject.of,
+            "halves": self.halves,
+            "decode": self.subject.decode,
+            "sampler": _settings(self.subject.sampler),
+            "net": digest_module(net) if net is not None else None,
+            "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
+        }
+
+
+def evaluate(
+    pieces: Pieces,
+    path: Path,
+    *,
+    samples: int,
+    seeds: Sequence[int],
+    batch_size: int = 100,
+    progress: Progress = lambda what, done, total: None,
+) -> Json:
+    """Measure every row, write `path` (eval.json) after each, and return its content.
+
+    The reference is the training split. A `real` row becomes two: `<name> held out`, the held-out images against the
+    reference (the judge's own accuracy stands here), and `<name> halves`, disjoint random halves of the training data
+    against each other, anew per seed: the floor of distances. Where no row is `real`, both are added all the same.
+    Networks draw `samples` images per seed for the same balanced conditions in every row; the random numbers of a batch
+    depend on seed and place alone, so rows are paired and may come in any order.
+
+    `sd` is the sample standard deviation over seeds; null where nothing is random, and for a single seed.
+
+    Raises:
+        RecipeError: a metric judges with a network of `forbidden`; two rows or two numbers share a name; `decode: soft`
+            of a sampler with several steps.
+        DataError: a split has no images, or too few for a metric.
+        CheckpointError: `path` exists and is not an evaluation.
+    """
+    kept = {row["key"]: row for row in _read(path).get("rows", []) if "key" in row}
+    rows = _rows(pieces.rows)
+    plan = Plan(samples, tuple(seeds), batch_size)
+    with torch.no_grad():
+        judges = pieces.metrics()
+        everything = torch.arange(len(pieces.data.source("train")))
+        _feed_reference(judges, real_images(pieces, "train", everything, batch_size, progress, "reference"))
+        evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
+        refuse_players(evaluator, pieces.forbidden)
+        evaluator["data"] = pieces.data.fingerprint()
+        result: Json = {
+            "evaluator": evaluator,
+            "evaluator_hash": digest_json(evaluator),
+            "samples": samples,
+            "seeds": list(seeds),
+            "rows": [],
+        }
+        how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
+        for row in rows:
+            key = digest_json(how | row.identity(pieces))
+            measured = kept.get(key) or _measure(row, pieces, judges, plan, progress)
+            result["rows"].append(measured | {"name": row.name, "key": key})
+            write_json(path, result)
+    return result
+
+
+def _rows(subjects: Sequence[Subject]) -> list[Row]:
+    if not any(subject.of == "real" for subject in subjects):
+        subjects = [Subject("real", "real"), *subjects]
+    out: list[Row] = []
+    for subject in subjects:
+        if subject.of == "real":
+            out += [Row(f"{subject.name} held out", subject), Row(f"{subject.name} halves", subject, halves=True)]
+        else:
+            out.append(Row(subject.name, subject))
+    names = [row.name for row in out]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(f"eval.rows: two rows are called {', '.join(map(repr, twice))}; names must differ")
+    return out
+
+
+def _measure(row: Row, pieces: Pieces, judges: Judges, plan: Plan, progress: Progress) -> Json:
+    began = time.perf_counter()
+    subject = row.subject
+    about: Json = {}
+    notes: list[str] = []
+    if row.halves:
+        about["split"] = "train"
+        notes.append("disjoint halves of the training split against each other, drawn anew per seed")
+    elif subject.of == "real":
+        about["split"] = "held_out"
+    elif subject.of == "reconstruction":
+        about["split"], note = reconstruction_split(pieces)
+        notes += [note] if note else []
+    random = row.halves or subject.of in ("teacher", "student")
+    values: dict[str, list[float]] = {}
+    for seed in plan.seeds if random else plan.seeds[:1]:
+        name = f"{row.name}, seed {seed}" if random else row.name
+        report = _under(name, progress)
+        current, stream = _halves(pieces, plan, seed, report) if row.halves else (judges, None)
+        stream = stream or _stream(row, pieces, plan, seed, about.get("split", ""), report)
+        n, found, warnings = _judge(current, stream)
+        for key, value in found.items():
+            values.setdefault(key, []).append(value)
+        notes += [warning for warning in warnings if warning not in notes]
+    return {
+        "name": row.name,
+        "of": subject.of,
+        "n": n,
+        **about,
+        "passes": subject.sampler.passes() if subject.sampler is not None else 0.0,
+        "sampler": _settings(subject.sampler),
+        "decode": subject.decode,
+        "metrics": {key: _summary(series) for key, series in values.items()},
+        "notes": notes,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _under(name: str, progress: Progress) -> Progress:
+    return lambda what, done, total: progress(name, done, total)
+
+
+def _judge(judges: Judges, stream: Stream) -> tuple[int, dict[str, float], list[str]]:
+    """Number of images, the metrics' numbers, their reservations."""
+    for metric in judges.values():
+        metric.reset()
+    n = 0
+    for images, cond in stream:
+        n += len(images)
+        for metric in judges.values():
+            metric.update(images, cond)
+    found: dict[str, float] = {}
+    for name, metric in judges.items():
+        numbers = metric.result()
+        if clash := sorted(set(numbers) & set(found)):
+            raise RecipeError(f"eval.metrics: `{name}` repeats the number `{clash[0]}`; give one of the two a `name`")
+        found |= numbers
+    return n, found, [note for metric in judges.values() for note in metric.notes()]
+
+
+def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress) -> Stream:
+    if row.subject.of in ("teacher", "student"):
+        return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress)
+    size = len(pieces.data.source(split))
+    if row.subject.of == "real":
+        return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name)
+    some = torch.arange(min(size, plan.samples))
+    return reconstructions(pieces, split, some, plan.batch_size, progress, row.name)
+
+
+def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[Judges, Stream]:
+    """Fresh metrics whose reference is one half of the training split (at most `samples`), and the other half."""
+    total = len(pieces.data.source("train"))
+    size = min(total // 2, plan.samples)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
+    judges = pieces.metrics()
+    quiet: Progress = lambda what, done, total: None  # noqa: E731
+    _feed_reference(judges, real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves"))
+    return judges, real_images(pieces, "train", order[size : 2 * size], plan.batch_size, progress, "halves")
+
+
+def _feed_reference(judges: Judges, stream: Stream) -> None:
+    for images, cond in stream:
+        for metric in judges.values():
+            metric.reference(images, cond)
+
+
+def _settings(sampler: Sampler | None) -> Json | None:
+    if sampler is None:
+        return None
+    if isinstance(sampler, BaseModel):
+        return sampler.model_dump(mode="json")
+    return {"class": f"{type(sampler).__module__}.{type(sampler).__qualname__}", "settings": repr(sampler)}
+
+
+def _summary(values: list[float]) -> Json:
+    """Mean, sample standard deviation and the values; null where a number is not finite or cannot be had."""
+    whole = all(map(math.isfinite, values))
+    return {
+        "mean": statistics.fmean(values) if whole else None,
+        "sd": statistics.stdev(values) if whole and len(values) > 1 else None,
+        "values": [v if math.isfinite(v) else None for v in values],
+    }
+
+
+def _read(path: Path) -> Json:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or not isinstance(value.get("rows"), list):
+            raise ValueError("not an evaluation")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
+    return value
