@@ -1,0 +1,227 @@
+"""The commands. Each reads its arguments and calls one function, imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from softdimo.recipe import Loaded
+
+
+class Device(StrEnum):
+    """Choices of `--device`."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Part(StrEnum):
+    """Kinds of plugin that `softdimo new` can write."""
+
+    reward = "reward"
+    loss = "loss"
+    teacher = "teacher"
+
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (.yaml), or a run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides, typed like the file: train.iterations=500 train.terms.gan.weight=0.1",
+        show_default=False,
+    ),
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny version: the same path through the code, in seconds.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads (hardware.threads).", show_default=False)
+]
+Where = Annotated[
+    Device | None, typer.Option("--device", "-d", help="Accelerator (hardware.accelerator).", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<recipe> by default.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or an exported model.", show_default=False)]
+
+
+def _load(
+    recipe: str,
+    overrides: list[str] | None = None,
+    smoke: bool = False,
+    threads: int | None = None,
+    device: Device | None = None,
+) -> Loaded:
+    from softdimo.recipe import load
+
+    extra = [f"hardware.threads={threads}"] if threads else []
+    extra += [f"hardware.accelerator={device.value}"] if device else []
+    return load(recipe, [*(overrides or ()), *extra], smoke)
+
+
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the run folder holds.")] = False,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs too.")] = False,
+) -> None:
+    """Train, evaluate, search and report: whatever sections the recipe has."""
+    if resume and fresh:
+        raise typer.BadParameter("--resume and --fresh exclude each other")
+    loaded = _load(recipe, overrides, smoke, threads, device)
+    if not (loaded.recipe.train or loaded.recipe.eval or loaded.recipe.search):
+        from softdimo.errors import RecipeError
+
+        raise RecipeError(f"{recipe}: nothing to run; add a `train:`, `eval:` or `search:` section")
+    from softdimo.run import run as run_recipe
+
+    run_recipe(loaded, out, resume=resume, fresh=fresh, tensorboard=tensorboard)
+
+
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Validate a recipe, build its networks, and estimate memory, without training."""
+    loaded = _load(recipe, overrides, smoke, threads, device)
+    from softdimo.check import check as check_recipe
+
+    check_recipe(loaded)
+
+
+def explain(recipe: Recipe, overrides: Overrides = None, smoke: Smoke = False) -> None:
+    """Say what a recipe optimizes, as equations, and what each step costs."""
+    loaded = _load(recipe, overrides, smoke)
+    from softdimo.explain import explain as explain_recipe
+
+    typer.echo(explain_recipe(loaded))
+
+
+def sample(
+    run: Run,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--labels", "-l", help="Class names or numbers, comma-separated; all classes in turn by default."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images, spread over the labels.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file of all images.")] = Path("samples.png"),
+    device: Where = None,
+) -> None:
+    """Draw images from a run's student (or teacher), or from an exported model."""
+    from softdimo.run import sample as draw
+
+    chosen = [part.strip() for text in labels or () for part in text.split(",") if part.strip()]
+    draw(run, labels=chosen, n=n, seed=seed, out=out, device=device.value if device else "auto")
+    typer.echo(f"wrote {out}")
+
+
+def search(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Run the search section only, on a recipe or a finished run."""
+    loaded = _load(recipe, overrides, smoke, threads, device)
+    from softdimo.run import search_only
+
+    search_only(loaded, out)
+
+
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Run the eval section only, on a recipe or a finished run."""
+    loaded = _load(recipe, overrides, smoke, threads, device)
+    from softdimo.run import eval_only
+
+    eval_only(loaded, out)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another run folder.", show_default=False)],
+) -> None:
+    """Show how two runs differ: settings, metrics, speed."""
+    from softdimo.compare import compare as compare_runs
+
+    compare_runs(a, b)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the exported model.")] = Path("export"),
+) -> None:
+    """Write a run's generator as a folder that `softdimo.load` and `softdimo sample` read."""
+    from softdimo.export import export as export_run
+
+    export_run(run, out)
+    typer.echo(f"wrote {out}")
+
+
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; the terminal by default.")] = None,
+) -> None:
+    """Write a JSON schema of recipes with every installed plugin, for editors."""
+    import json
+
+    from softdimo.recipe.schema import json_schema
+
+    broken: list[str] = []
+    text = json.dumps(json_schema(broken), indent=1, ensure_ascii=False) + "\n"
+    for message in broken:
+        print(f"left out: {message}", file=sys.stderr)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {out}; name it in a recipe's first line: # yaml-language-server: $schema={out}")
+
+
+def new(
+    kind: Annotated[Part, typer.Argument(help="Kind of plugin.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Its name in recipes.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; ./softdimo-NAME by default.")
+    ] = None,
+) -> None:
+    """Write a plugin package of your own: entry point, module, contract test."""
+    from softdimo.scaffold import scaffold
+
+    folder = scaffold(kind.value, name, out)
+    typer.echo(f"wrote {folder}\nnext: pip install -e {folder} && pytest {folder}")
+
+
+def add(app: typer.Typer) -> None:
+    """Register the commands, in the order of the help."""
+    for panel, group in {
+        "Recipes": (run, check, explain, schema),
+        "Models": (sample, export),
+        "Measuring": (evaluate, search, compare),
+        "Plugins": (new,),
+    }.items():
+        for command in group:
+            name = "eval" if command is evaluate else command.__name__
+            app.command(name, rich_help_panel=panel)(command)
