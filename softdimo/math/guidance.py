@@ -78,13 +78,13 @@ def guided_logits(
     Conditional and unconditional halves go through `net` as one batch of 2B; when every scale is exactly 1 the
     unconditional half is skipped. Combined in float32 for lower precisions. `scale`: one number, or one per sample [B].
     """
-    if not ((scale == 1).all() if isinstance(scale, Tensor) else scale == 1):
-        both = net(torch.cat([e, e]), cond.cat([cond, net.null(cond)]), at=None if at is None else torch.cat([at, at]))
-        z_c, z_u = _wide(both.logits).chunk(2)
-        if isinstance(scale, Tensor):
-            scale = _per_unit(scale.to(z_c), at, z_c)
-        return torch.lerp(z_u, z_c, scale)
-    return _wide(net(e, cond, at=at).logits)
+    if (torch.as_tensor(scale) == 1).all():
+        return _wide(net(e, cond, at=at).logits)
+    both = net(torch.cat([e, e]), cond.cat([cond, net.null(cond)]), at=None if at is None else torch.cat([at, at]))
+    z_c, z_u = _wide(both.logits).chunk(2)
+    if isinstance(scale, Tensor):
+        scale = _per_unit(scale.to(z_c), at, z_c)
+    return torch.lerp(z_u, z_c, scale)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ def exact_count_mask(ratio: PerSample, shape: TokenShape, rng: torch.Generator) 
     """
     count = (ratio.float() * shape.units).round().clamp(1, shape.units)
     scores = torch.rand(len(ratio), shape.units, generator=rng, device=rng.device).to(ratio.device)
-    rank = scores.argsort(dim=1).argsort(dim=1)
-    return (rank < count[:, None]).view(len(ratio), shape.L, shape.G)
+    permutation = scores.argsort(dim=1)
+    return (permutation < count[:, None]).view(len(ratio), shape.L, shape.G)
 
 
 def apply_mask(tokens: Tokens, mask: Mask, mask_id: int) -> Tokens:
