@@ -48,7 +48,8 @@ class Session:
         if loaded.recipe.train is None:
             raise RecipeError(f"{loaded.path} has no `train:` section, so it makes no weights")
         if ref.recipe in self._under_way:
-            raise RecipeError("recipes need each other's weights in a circle: " + " -> ".join([*self._under_way, ref.recipe]))
+            circle = " -> ".join([*self._under_way, ref.recipe])
+            raise RecipeError(f"recipes need each other's weights in a circle: {circle}")
         self._under_way.append(ref.recipe)
         try:
             held = RunFolder(folder)
@@ -85,7 +86,7 @@ class Session:
 
 def training_hash(loaded: Loaded) -> str:
     """Hash of everything that a recipe's training depends on."""
-    return recipes.content_hash(loaded.recipe.model_copy(update={"eval": None, "search": None}))
+    return recipes.content_hash(loaded.recipe.model_copy(update={"eval": None, "search": None}), loaded.smoke)
 
 
 def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Say = print) -> Session:

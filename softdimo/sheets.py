@@ -35,7 +35,7 @@ class Sheets:
             assert real.images is not None
             tokenizer = cast(Tokenizer, ema)
             rows = [("held out", real.images), ("decoded", tokenizer.decode(tokenizer.encode(real.images), real.cond))]
-            heads: list[str] | None = None
+            heads: list[str] = []
         else:
             cond = self.parts.data.conditions(self.columns).to(self.parts.device)
             heads = [self.parts.data.classes[i] for i in cond.labels.tolist()]
