@@ -18,6 +18,8 @@ from softdimo.spec import NetworkSpec
 
 SHORT = 256
 """On a CPU, sequences up to this length are faster with explicit attention."""
+STD = 0.3
+"""Of fresh tables and positions. Small transformers learn about twice as fast as from the usual 0.02."""
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -43,8 +45,10 @@ class Compact(NetworkSpec):
     """Attention heads; they divide the width."""
     expansion: Annotated[int, Field(ge=1)] = 4
     """Hidden width of the feed-forward layers, in multiples of D."""
-    activation: Literal["relu2", "silu", "gelu"] = "relu2"
-    """Of the feed-forward layers; the squared ReLU is the fastest on a CPU."""
+    activation: Literal["relu2", "silu", "gelu"] = "silu"
+    """Of the feed-forward layers."""
+    local: bool = True
+    """A depthwise 3 x 3 convolution over the token grid before each block: neighbors count from the start."""
 
     def build(self, context: Context) -> CompactTeacher:
         """The network for the tokens and classes of `context`, with fresh weights."""
@@ -64,11 +68,13 @@ def attend(q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Te
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)): [B L D] -> [B L D]."""
+    """x + convolution(x) on the grid, x + attention(norm(x)), x + feed-forward(norm(x)): [B 1+L D] -> [B 1+L D]."""
 
-    def __init__(self, width: int, heads: int, expansion: int, activation: str) -> None:
+    def __init__(self, spec: Compact, shape: TokenShape) -> None:
         super().__init__()
-        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        width, expansion = spec.width, spec.expansion
+        self.heads, self.activation, self.grid = spec.heads, ACTIVATIONS[spec.activation], (shape.rows, shape.cols)
+        self.local = nn.Conv2d(width, width, 3, padding=1, groups=width) if spec.local else None
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.merge = nn.Linear(width, width)
@@ -77,8 +83,11 @@ class Block(nn.Module):
         self.narrow = nn.Linear(expansion * width, width)
 
     def forward(self, x: Embedding) -> Embedding:
-        """One block."""
+        """One block; the class token is the first of the sequence and no part of the grid."""
         B, L, D = x.shape
+        if self.local is not None:
+            near = self.local(x[:, 1:].transpose(1, 2).reshape(B, D, *self.grid)).flatten(2).transpose(1, 2)
+            x = x + functional.pad(near, (0, 0, 1, 0))
         q, k, v = self.qkv(self.norm_attention(x)).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         x = x + self.merge(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
         out: Tensor = x + self.narrow(self.activation(self.widen(self.norm_mlp(x))))
@@ -96,20 +105,26 @@ class CompactTeacher(Teacher):
         self.positions = nn.Parameter(torch.empty(shape.L + 1, D))  # the class token's first
         self.output_bias = nn.Parameter(torch.empty(shape.G, shape.V))
         self.labels = nn.Embedding(classes + 1, D)  # the last is the unconditional branch
-        self.blocks = nn.ModuleList(Block(D, spec.heads, spec.expansion, spec.activation) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(spec, shape) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(D)
         self.project = nn.Linear(D, shape.G * D)
         self.reset()
 
     def reset(self) -> None:
-        """Fresh weights: tables 0.02, linear layers 0.7 / sqrt(fan in), half of that where a residual branch ends."""
+        """Fresh weights: tables `STD`, linear layers 0.7 / sqrt(fan in), half of that where a residual branch ends.
+
+        The head's projection makes up for the large tables, so that the first logits are near 0.
+        """
         for tensor in (self.table, self.positions, self.labels.weight):
-            nn.init.normal_(tensor, std=0.02)
+            nn.init.normal_(tensor, std=STD)
         nn.init.zeros_(self.output_bias)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                gain = 0.35 if name.endswith(("merge", "narrow")) else 0.7
+                gain = 0.35 if name.endswith(("merge", "narrow")) else 0.7 * 0.02 / STD if name == "project" else 0.7
                 nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.normal_(module.weight, std=0.05)
                 nn.init.zeros_(module.bias)
 
     def embed(self, tokens: Tokens) -> Embedding:

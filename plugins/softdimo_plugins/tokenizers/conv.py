@@ -23,6 +23,8 @@ class ConvSpec(NetworkSpec):
 
     patch: Literal[1, 2, 4, 8, 16] = 4
     """Pixels a token covers, each way: 28 x 28 images with patch 4 are 7 x 7 tokens."""
+    overlap: Annotated[int, Field(ge=0, le=4)] = 0
+    """Pixels that the encoder sees beyond its patch, on each side. Tokens of disjoint patches are easier to predict."""
     width: Annotated[int, Field(ge=4)] = 24
     """Channels at the finest resolution; the decoder's coarse layers have three times as many."""
     pretrain: Fraction = 0.3
@@ -93,7 +95,7 @@ class ConvTokenizer(Tokenizer):
         self.spec, self.image, self.shape, self.dim = spec, image, spec.token_shape(image), dim
         w = spec.width
         self.encoder = nn.Sequential(
-            nn.Conv2d(image.C, 2 * w, spec.patch, spec.patch),
+            nn.Conv2d(image.C, 2 * w, spec.patch + 2 * spec.overlap, spec.patch, spec.overlap),
             nn.SiLU(),
             nn.Conv2d(2 * w, 2 * w, 1),
             nn.SiLU(),
