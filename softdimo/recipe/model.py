@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -102,6 +102,13 @@ class Row(Settings):
     """How to sample; a student takes one step when null."""
     decode: Literal["hard", "soft"] = "hard"
     """Decode sampled codes, or the student's expected codes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _students_take_one_step(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("of") == "student" and value.get("sampler") is None:
+            return value | {"sampler": {"use": "one_step"}}
+        return value
 
 
 class Eval(Settings):
