@@ -1,0 +1,144 @@
+"""The table of metrics: `eval.json` as Markdown for READMEs and model cards, as HTML for the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softdimo.report.html import Html, join, table, tag
+from softdimo.report.scale import digits_of, number
+
+LABELS = {
+    "fd": "Fréchet distance", "fid": "FID", "class_tv": "class TV", "inception_score": "Inception score",
+}  # fmt: skip
+_LOWER = ("fd", "fid", "kid", "frechet", "tv", "distance", "divergence", "error", "loss")
+
+
+def label(name: str) -> str:
+    """A metric's name for people, with the direction that is better."""
+    prefix, _, key = name.rpartition("/")
+    shown = LABELS.get(key, key.replace("_", " "))
+    return f"{f'{prefix} ' if prefix else ''}{shown} {'↓' if lower_is_better(name) else '↑'}"
+
+
+def lower_is_better(name: str) -> bool:
+    """Distances, errors and losses are better when low; everything else when high."""
+    return any(word in _LOWER for word in name.lower().replace("/", "_").replace("-", "_").split("_"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """`eval.json` made ready to print."""
+
+    evaluation: Mapping[str, Any]
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The rows, as they were evaluated."""
+        return list(self.evaluation.get("rows", []))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.get("metrics", {})))
+
+    @property
+    def headline(self) -> str:
+        """The metric that sums a row up: the first that is better when low, else the first; empty without metrics."""
+        low = [name for name in self.metrics if lower_is_better(name) and not name.endswith("tv")]
+        return (low or self.metrics or [""])[0]
+
+    def of(self, kind: str) -> list[Mapping[str, Any]]:
+        """Rows of one kind: real, reconstruction, teacher, student."""
+        return [row for row in self.rows if row.get("of") == kind]
+
+    def mean(self, row: Mapping[str, Any], name: str) -> float:
+        """Mean over the seeds, NaN where the row lacks the metric."""
+        mean = row.get("metrics", {}).get(name, {}).get("mean")
+        return math.nan if mean is None else float(mean)
+
+    def sd(self, row: Mapping[str, Any], name: str) -> float:
+        """Standard deviation over the seeds; NaN with one seed."""
+        entry = row.get("metrics", {}).get(name, {})
+        sd = entry.get("sd")
+        return float(sd) if sd is not None and len(entry.get("values", (0, 0))) > 1 else math.nan
+
+    def cell(self, row: Mapping[str, Any], name: str) -> str:
+        """`9.41 ± 0.28`, to the digits that the column's typical standard deviation leaves."""
+        mean, sd = self.mean(row, name), self.sd(row, name)
+        if not math.isfinite(mean):
+            return "–"
+        places = self._places(name)
+        if places is None:
+            return number(mean)
+        shown = f"{mean:.{places}f}".replace("-", "−")
+        return f"{shown} ± {sd:.{places}f}" if math.isfinite(sd) else shown
+
+    def leading(self, name: str) -> set[int]:
+        """Rows within one standard deviation of the best generated one (teacher and student rows only)."""
+        rows = [i for i, r in enumerate(self.rows) if r.get("of") in ("teacher", "student")]
+        known = [i for i in rows if math.isfinite(self.mean(self.rows[i], name))]
+        if len(known) < 2:
+            return set()
+        sign = 1 if lower_is_better(name) else -1
+        best = min(known, key=lambda i: sign * self.mean(self.rows[i], name))
+        spread = self.sd(self.rows[best], name)
+        limit = sign * self.mean(self.rows[best], name) + (spread if math.isfinite(spread) else 0.0)
+        return {i for i in known if sign * self.mean(self.rows[i], name) <= limit}
+
+    def caption(self) -> str:
+        """How many samples and seeds stand behind every number."""
+        seeds = len(self.evaluation.get("seeds", []))
+        spread = "mean ± sd over" if seeds > 1 else "from"
+        n = self.evaluation.get("samples", "?")
+        return f"{n} samples per row, {spread} {seeds} seed{'s' if seeds != 1 else ''}; passes count guidance twice."
+
+    def _places(self, name: str) -> int | None:
+        spreads = [s for row in self.rows if math.isfinite(s := self.sd(row, name)) and s > 0]
+        if not spreads:
+            return None
+        return digits_of(statistics.median(spreads))
+
+
+def markdown_table(evaluation: Mapping[str, Any] | Path) -> str:
+    """`eval.json` (its content or its path) as a Markdown table with a caption line; the leading numbers are bold."""
+    made = Table(json.loads(evaluation.read_text("utf-8")) if isinstance(evaluation, Path) else evaluation)
+    names = made.metrics
+    leading = {name: made.leading(name) for name in names}
+    lines = ["| | passes | " + " | ".join(label(n) for n in names) + " |", "|---|--:|" + "--:|" * len(names)]
+    for i, row in enumerate(made.rows):
+        cells = [made.cell(row, n) for n in names]
+        bold = [f"**{c}**" if i in leading[n] else c for n, c in zip(names, cells, strict=True)]
+        lines.append(f"| {_plain(row.get('name', ''))} | {passes(row)} | " + " | ".join(bold) + " |")
+    return "\n".join([*lines, "", made.caption()])
+
+
+def html_table(evaluation: Mapping[str, Any]) -> Html:
+    """`eval.json` as an HTML table; student rows stand out, leading numbers are bold."""
+    made = Table(evaluation)
+    leading = {name: made.leading(name) for name in made.metrics}
+    rows = []
+    for i, row in enumerate(made.rows):
+        cells: list[object] = [row.get("name", ""), passes(row)]
+        for name in made.metrics:
+            mean, _, sd = made.cell(row, name).partition(" ± ")
+            shown = join([tag("b", mean) if i in leading[name] else mean, tag("small", f" ± {sd}") if sd else None])
+            cells.append(shown)
+        rows.append((str(row.get("of", "")), cells))
+    return table(["", "passes", *(label(n) for n in made.metrics)], rows, "Metrics of every row, " + made.caption())
+
+
+def passes(row: Mapping[str, Any]) -> str:
+    """Network passes per sample; a dash for rows without a network."""
+    value = row.get("passes")
+    return f"{float(value):g}" if value else "–"
+
+
+def _plain(value: object) -> str:
+    """Text that cannot break a Markdown table."""
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
