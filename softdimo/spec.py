@@ -233,3 +233,10 @@ class LossSpec(Spec):
     """Name in logs and references; the entry-point name when empty."""
     weight: float | GradientRatio = 1.0
     """Constant, or `{ratio: 0.3, of: dimo}`."""
+
+    def passes(self) -> dict[str, float]:
+        """Passes of a backbone per sample and iteration, by what they are for; empty where none are known.
+
+        A forward counts 1, its backward 2, or 1 through frozen weights. The student's own pass is not a term's.
+        """
+        return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from softdimo.spec import NetworkSpec
 class TeacherFeatures(NetworkSpec):
     """Per block: LayerNorm, linear, add an embedding of the mask ratio, SiLU, linear per token, mean over tokens."""
 
+    trunk: ClassVar[bool] = True
+    """It runs the frozen backbone."""
     blocks: tuple[int, ...] | None = None
     """Block indices (negative from the end); null spreads six heads, or one per block of a shallower teacher."""
     hidden: int = 256

@@ -41,6 +41,13 @@ class DiMO(LossSpec):
     player: Player = Player()
     """How psi trains."""
 
+    def passes(self) -> dict[str, float]:
+        """Teacher (twice when guided), psi queried for g, psi trained; `share_t` queries and trains in one pass."""
+        teacher = {"teacher at x_t": 1.0 if self.guidance.scale == 1 else 2.0}
+        if self.share_t:
+            return teacher | {"auxiliary, queried and trained": 3.0}
+        return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": 3.0 / self.player.every}
+
     def build(self, context: Context) -> DiMOTerm:
         """The term, with psi a trainable copy of the teacher."""
         if context.teacher is None:

@@ -34,6 +34,12 @@ class GAN(LossSpec):
     player: Player = Player(optimizer=Optimizer(lr=1e-4, betas=(0.0, 0.99)))
     """How the discriminator trains."""
 
+    def passes(self) -> dict[str, float]:
+        """A discriminator with a frozen trunk: there and back for the student, real and generated for the heads."""
+        if not getattr(self.discriminator, "trunk", False):
+            return {}
+        return {"discriminator's trunk, for the student": 2.0, "for its heads": 2.0 / self.player.every}
+
     def build(self, context: Context) -> GANTerm:
         """The term, owning its discriminator."""
         if context.teacher is None or context.tokenizer is None:
