@@ -143,7 +143,13 @@ class component:  # noqa: N801 (an annotation, read as a word)
             if not issubclass(cls, base):
                 message = f"the {self.kind} `{use}` must subclass softdimo.spec.{base.__name__}; tell its author"
                 raise self._fault("plugin", message, use, "use")
-            return cls.model_validate(value)
+            try:
+                return cls.model_validate(value)
+            except ValidationError:
+                raise
+            except Exception as error:
+                message = f"the {self.kind} `{use}` fails on these settings ({type(error).__name__}: {error})"
+                raise self._fault("plugin", message, value) from error
         if isinstance(value, base):
             return value
         raise PydanticCustomError("component", "must be a {kind}: a mapping with `use: <name>`", {"kind": self.kind})

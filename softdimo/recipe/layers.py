@@ -10,6 +10,9 @@ from softdimo.recipe.faults import describe
 from softdimo.recipe.nodes import Fault, Mark, Node, parse
 from softdimo.registry import suggest
 
+MAX_DEPTH = 50
+"""Keys in the path of an override."""
+
 
 def read(name: str, at: Mark | None, chain: tuple[str, ...], sources: list[Path], faults: list[Fault]) -> Node | None:
     """A file with its bases merged in. `at` is where it was named; None (with faults appended) if it cannot be read."""
@@ -85,7 +88,7 @@ def override(tree: Node, overrides: Sequence[str], faults: list[Fault]) -> Node:
         mark = Mark(f"override {number}", Path.cwd())
         name, equals, written = text.partition("=")
         keys = tuple(name.strip().split("."))
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             faults.append(Fault(mark, (), f"`{text[:60]}` is not of the form key.path=value"))
             continue
         before = len(faults)

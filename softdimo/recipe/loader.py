@@ -58,7 +58,7 @@ class _Reader:
         try:
             recipe = Recipe.model_validate(tree.plain())
         except ValidationError as error:
-            raise _error(faults + translate(error, tree, Recipe)) from None
+            raise _error(faults + translate(error, tree, Recipe)) from error
         if faults:
             raise _error(faults)
         path = Path(os.path.abspath(name))

@@ -18,6 +18,8 @@ from softdimo.spec import Written
 
 MAX_NODES = 100_000
 """Values in one file after aliases are expanded; more is a mistake (or an attack by nested aliases)."""
+MAX_DIGITS = 100
+"""Characters in a number."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        return " ".join(filter(None, [str(self.mark), dotted(self.path)])) + f"{':' if self.path else ''} {self.what}"
+        where = f"{self.mark} {dotted(self.path)}:" if self.path else str(self.mark)
+        line = re.sub(r"\s*\n\s*", " ", f"{where} {self.what}")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -220,6 +224,9 @@ class _Builder:
 
     def scalar(self, node: yaml.ScalarNode, path: tuple[str | int, ...]) -> Any:
         text = node.value
+        if node.tag in (_INT, _FLOAT) and len(text) > MAX_DIGITS:
+            self.fault(node, path, f"a number of more than {MAX_DIGITS} characters")
+            return None
         try:
             if node.tag == _TEXT:
                 text.encode()

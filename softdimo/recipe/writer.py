@@ -22,6 +22,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 Scalars.install(_Dumper)
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 _Dumper.add_representer(
     list,
     lambda dumper, items: dumper.represent_sequence(
@@ -45,12 +46,16 @@ def content_hash(recipe: Recipe, smoke: bool = False) -> str:
     The title, the hardware except its precision, and the cadence of the output do not count. A recipe that is referred
     to counts by its own content hash, not by its path; `smoke` says whether its tiny version is meant.
     """
+    return _hash(recipe, smoke, {})
+
+
+def _hash(recipe: Recipe, smoke: bool, done: dict[str, str]) -> str:
     plain: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
     plain.pop("title")
     plain["hardware"] = {"precision": plain["hardware"]["precision"]}
     for key in CADENCE if plain["train"] else ():
         plain["train"].pop(key)
-    text = json.dumps(_inline(plain, smoke), sort_keys=True, ensure_ascii=True)
+    text = json.dumps(_inline(plain, smoke, done), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -67,10 +72,13 @@ def distributions(recipe: Recipe) -> list[str]:
     )
 
 
-def _inline(value: Any, smoke: bool) -> Any:
+def _inline(value: Any, smoke: bool, done: dict[str, str]) -> Any:
     """Replace `{recipe: path}` by the hash of that recipe."""
     if isinstance(value, dict):
         if set(value) == {"recipe"}:
-            return {"recipe": content_hash(load(value["recipe"], smoke=smoke).recipe, smoke)}
-        return {key: _inline(item, smoke) for key, item in value.items()}
-    return [_inline(item, smoke) for item in value] if isinstance(value, list) else value
+            path = value["recipe"]
+            if path not in done:
+                done[path] = _hash(load(path, smoke=smoke).recipe, smoke, done)
+            return {"recipe": done[path]}
+        return {key: _inline(item, smoke, done) for key, item in value.items()}
+    return [_inline(item, smoke, done) for item in value] if isinstance(value, list) else value
