@@ -67,6 +67,7 @@ class Row:
             "sampler": _settings(self.subject.sampler),
             "net": digest_module(net) if net is not None else None,
             "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
+            "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
         }
 
 
@@ -78,16 +79,20 @@ def evaluate(
     seeds: Sequence[int],
     batch_size: int = 100,
     progress: Progress = lambda what, done, total: None,
+    real: bool = True,
 ) -> Json:
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
     The reference is the training split. A `real` row becomes two: `<name> held out`, the held-out images against the
     reference (the judge's own accuracy stands here), and `<name> halves`, disjoint random halves of the training data
-    against each other, anew per seed: the floor of distances. Where no row is `real`, both are added all the same.
-    Networks draw `samples` images per seed for the same balanced conditions in every row; the random numbers of a batch
-    depend on seed and place alone, so rows are paired and may come in any order.
+    against each other, anew per seed: the floor of distances. Where no row is `real`, both are added all the same
+    (unless `real` is false: a part of a table, to be gathered with the rest).
 
-    `sd` is the sample standard deviation over seeds; null where nothing is random, and for a single seed.
+    Networks draw `samples` images in all for each row, an equal share per seed, for the same balanced conditions in
+    every row; the random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
+    order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
+    their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
+    whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
 
     Raises:
         RecipeError: a metric judges with a network of `forbidden`; two rows or two numbers share a name; `decode: soft`
@@ -96,12 +101,13 @@ def evaluate(
         CheckpointError: `path` exists and is not an evaluation.
     """
     kept = {row["key"]: row for row in _read(path).get("rows", []) if "key" in row}
-    rows = _rows(pieces.rows)
-    plan = Plan(samples, tuple(seeds), batch_size)
+    rows = _rows(pieces.rows, real)
+    plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
     with torch.no_grad():
-        judges = pieces.metrics()
+        judges, whole = pieces.metrics(), pieces.metrics()
         everything = torch.arange(len(pieces.data.source("train")))
-        _feed_reference(judges, real_images(pieces, "train", everything, batch_size, progress, "reference"))
+        reference = real_images(pieces, "train", everything, batch_size, progress, "reference")
+        _feed_reference((judges, whole), reference)
         evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
         refuse_players(evaluator, pieces.forbidden)
         evaluator["data"] = pieces.data.fingerprint()
@@ -115,14 +121,14 @@ def evaluate(
         how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
         for row in rows:
             key = digest_json(how | row.identity(pieces))
-            measured = kept.get(key) or _measure(row, pieces, judges, plan, progress)
+            measured = kept.get(key) or _measure(row, pieces, judges, whole, plan, progress)
             result["rows"].append(measured | {"name": row.name, "key": key})
             write_json(path, result)
     return result
 
 
-def _rows(subjects: Sequence[Subject]) -> list[Row]:
-    if not any(subject.of == "real" for subject in subjects):
+def _rows(subjects: Sequence[Subject], real: bool) -> list[Row]:
+    if real and not any(subject.of == "real" for subject in subjects):
         subjects = [Subject("real", "real"), *subjects]
     out: list[Row] = []
     for subject in subjects:
@@ -136,7 +142,7 @@ def _rows(subjects: Sequence[Subject]) -> list[Row]:
     return out
 
 
-def _measure(row: Row, pieces: Pieces, judges: Judges, plan: Plan, progress: Progress) -> Json:
+def _measure(row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan, progress: Progress) -> Json:
     began = time.perf_counter()
     subject = row.subject
     about: Json = {}
@@ -151,24 +157,32 @@ def _measure(row: Row, pieces: Pieces, judges: Judges, plan: Plan, progress: Pro
         notes += [note] if note else []
     random = row.halves or subject.of in ("teacher", "student")
     values: dict[str, list[float]] = {}
-    for seed in plan.seeds if random else plan.seeds[:1]:
+    seeds = plan.seeds if random else plan.seeds[:1]
+    pool = whole if random and not row.halves and len(seeds) > 1 else {}
+    for metric in pool.values():
+        metric.reset()
+    n = 0
+    for seed in seeds:
         name = f"{row.name}, seed {seed}" if random else row.name
         report = _under(name, progress)
         current, stream = _halves(pieces, plan, seed, report) if row.halves else (judges, None)
         stream = stream or _stream(row, pieces, plan, seed, about.get("split", ""), report)
-        n, found, warnings = _judge(current, stream)
+        share, found, warnings = _judge(current, stream, pool)
+        n = n + share if pool else share
         for key, value in found.items():
             values.setdefault(key, []).append(value)
         notes += [warning for warning in warnings if warning not in notes]
+    pooled = _results(pool) if pool else {}
     return {
         "name": row.name,
         "of": subject.of,
         "n": n,
+        "n_seed": share,
         **about,
         "passes": subject.sampler.passes() if subject.sampler is not None else 0.0,
         "sampler": _settings(subject.sampler),
         "decode": subject.decode,
-        "metrics": {key: _summary(series) for key, series in values.items()},
+        "metrics": {key: _summary(series, pooled.get(key)) for key, series in values.items()},
         "notes": notes,
         "seconds": time.perf_counter() - began,
     }
@@ -178,22 +192,27 @@ def _under(name: str, progress: Progress) -> Progress:
     return lambda what, done, total: progress(name, done, total)
 
 
-def _judge(judges: Judges, stream: Stream) -> tuple[int, dict[str, float], list[str]]:
-    """Number of images, the metrics' numbers, their reservations."""
+def _judge(judges: Judges, stream: Stream, pool: Judges) -> tuple[int, dict[str, float], list[str]]:
+    """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too."""
     for metric in judges.values():
         metric.reset()
     n = 0
     for images, cond in stream:
         n += len(images)
-        for metric in judges.values():
+        for metric in (*judges.values(), *pool.values()):
             metric.update(images, cond)
+    return n, _results(judges), [note for metric in judges.values() for note in metric.notes()]
+
+
+def _results(judges: Judges) -> dict[str, float]:
+    """All numbers of all metrics."""
     found: dict[str, float] = {}
     for name, metric in judges.items():
         numbers = metric.result()
         if clash := sorted(set(numbers) & set(found)):
             raise RecipeError(f"eval.metrics: `{name}` repeats the number `{clash[0]}`; give one of the two a `name`")
         found |= numbers
-    return n, found, [note for metric in judges.values() for note in metric.notes()]
+    return found
 
 
 def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress) -> Stream:
@@ -202,25 +221,26 @@ def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progres
     size = len(pieces.data.source(split))
     if row.subject.of == "real":
         return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name)
-    some = torch.arange(min(size, plan.samples))
+    some = torch.arange(min(size, plan.samples * len(plan.seeds)))
     return reconstructions(pieces, split, some, plan.batch_size, progress, row.name)
 
 
 def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[Judges, Stream]:
-    """Fresh metrics whose reference is one half of the training split (at most `samples`), and the other half."""
+    """Fresh metrics whose reference is one half of the training split (at most a row's images), and the other half."""
     total = len(pieces.data.source("train"))
-    size = min(total // 2, plan.samples)
+    size = min(total // 2, plan.samples * len(plan.seeds))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
     judges = pieces.metrics()
     quiet: Progress = lambda what, done, total: None  # noqa: E731
-    _feed_reference(judges, real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves"))
+    _feed_reference((judges,), real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves"))
     return judges, real_images(pieces, "train", order[size : 2 * size], plan.batch_size, progress, "halves")
 
 
-def _feed_reference(judges: Judges, stream: Stream) -> None:
+def _feed_reference(sets: Sequence[Judges], stream: Stream) -> None:
     for images, cond in stream:
-        for metric in judges.values():
-            metric.reference(images, cond)
+        for judges in sets:
+            for metric in judges.values():
+                metric.reference(images, cond)
 
 
 def _settings(sampler: Sampler | None) -> Json | None:
@@ -231,11 +251,15 @@ def _settings(sampler: Sampler | None) -> Json | None:
     return {"class": f"{type(sampler).__module__}.{type(sampler).__qualname__}", "settings": repr(sampler)}
 
 
-def _summary(values: list[float]) -> Json:
-    """Mean, sample standard deviation and the values; null where a number is not finite or cannot be had."""
+def _summary(values: list[float], pooled: float | None) -> Json:
+    """The value (of all images, or the seeds' mean where they are not pooled), spread and values of the seeds.
+
+    Null where a number is not finite or cannot be had.
+    """
     whole = all(map(math.isfinite, values))
+    value = pooled if pooled is not None else statistics.fmean(values) if whole else math.nan
     return {
-        "mean": statistics.fmean(values) if whole else None,
+        "value": value if math.isfinite(value) else None,
         "sd": statistics.stdev(values) if whole and len(values) > 1 else None,
         "values": [v if math.isfinite(v) else None for v in values],
     }

@@ -24,7 +24,7 @@ class FeatureMetricSpec(Spec):
     """The network. Metrics with equal settings share one module and one pass per batch. It must have had no part in
     training (as a discriminator, a reward or a teacher)."""
     name: str = ""
-    """Prefix of the numbers' names (`<name>_fd`), for recipes that measure one thing through several networks."""
+    """Prefix of the numbers' names (`<name>/fd`), for recipes that measure one thing through several networks."""
 
     def network(self, context: Context) -> Features:
         """The feature network, built and loaded by the core, in evaluation mode."""
@@ -78,7 +78,7 @@ class FeatureMetric(Metric):
 
     def result(self) -> dict[str, float]:
         """The numbers of the images since `reset`."""
-        prefix = f"{self.name}_" if self.name else ""
+        prefix = f"{self.name}/" if self.name else ""
         return {prefix + key: float(value) for key, value in self._result().items()}
 
     @abstractmethod

@@ -30,6 +30,8 @@ class Moments:
 
     def add(self, x: Float[Tensor, "B F"]) -> None:
         """Add a batch."""
+        if not len(x):
+            return
         x = (x.cpu() if x.device.type == "mps" else x).double()
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
@@ -101,7 +103,5 @@ class FrechetMetric(FeatureMetric):
         for what, moments in (("reference", self._real), ("generated", self._fake)):
             width = moments._mean.numel()
             if 0 < moments.n <= width:
-                found.append(
-                    f"fd: {moments.n} {what} images for {width} features; the covariance is singular, use more"
-                )
+                found.append(f"fd: {moments.n} {what} images for {width} features, so the covariance is singular")
         return tuple(found)

@@ -50,8 +50,9 @@ class Counts(NamedTuple):
 
 
 def squared_distances(a: Float[Tensor, "A D"], b: Float[Tensor, "B D"]) -> Float[Tensor, "A B"]:
-    """|a_i - b_j|^2 by the expansion of the square, not below 0."""
-    return torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2).add_(a.square().sum(1)[:, None]).clamp_min_(0)
+    """|a_i - b_j|^2 = |a_i|^2 + |b_j|^2 - 2 a_i . b_j, not below 0."""
+    norms = a.square().sum(1)[:, None] + b.square().sum(1)[None]
+    return norms.addmm_(a, b.T, alpha=-2).clamp_min_(0)
 
 
 def squared_radii(x: Float[Tensor, "N D"], k: int) -> Float[Tensor, "N"]:

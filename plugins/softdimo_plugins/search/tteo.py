@@ -37,8 +37,8 @@ class TTEO(Spec):
     lr: Positive = 0.1
     """Step size for e_in measured in units of the embedding table's root mean square (u = e_in / rms is what moves)."""
     norm_prior: NonNegative = 0.0
-    """Weight of -mean_i (|e_i| / |e_i at the start| - 1)^2 in the gradient (not in the score): a second-order form of
-    ReNO's norm prior, which keeps tokens where the generator has seen them. 0 is off, as in the paper."""
+    """Weight of -mean_i (|e_i| - |e_i at the start|)^2 / rms^2 in the gradient (not in the score): the second-order
+    form of ReNO's norm prior, which keeps tokens where the generator has seen them. 0 is off, as in the paper."""
     decode: Literal["argmax", "soft"] = "argmax"
     """What is scored, and what the user gets: the most probable tokens, or the soft decode."""
     unit: Positive | None = None
@@ -48,7 +48,7 @@ class TTEO(Spec):
         """These settings, with the unit filled in."""
         if self.unit is not None or context.teacher is None:
             return self
-        return self.model_copy(update={"unit": float(context.teacher.table_rms())})
+        return self.model_copy(update={"unit": float(context.teacher.table_rms().detach())})
 
     def run(
         self,
@@ -99,7 +99,7 @@ class TTEO(Spec):
         assert self.unit is not None
         objective = value.sum()
         if self.norm_prior:
-            stretch = e.norm(dim=-1) / e0.norm(dim=-1).clamp_min(1e-12) - 1
+            stretch = (e.norm(dim=-1) - e0.norm(dim=-1)) / self.unit
             objective = objective - self.norm_prior * stretch.square().mean(1).sum()
         (gradient,) = torch.autograd.grad(objective, e)
         return gradient * self.unit

@@ -1,0 +1,253 @@
+"""Test-time search, methods side by side: score, held-out rewards, cost in forward-equivalents, wall time, pictures.
+
+Every method sees the same conditions and, batch by batch, the same random starts, so differences are paired. A method
+with iterations is followed by best-of-N at the same number of forward-equivalents: what the compute buys otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softdimo.evaluate.rows import Progress, mix
+from softdimo.files import write_json
+from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer
+from softdimo.math.best import best_of
+from softdimo.math.init import Init
+from softdimo.math.rollout import categorical, start
+from softdimo.math.soft import Relaxation
+from softdimo.shapes import Embedding, Image, PerSample
+from softdimo.strips import strip
+
+Json = dict[str, Any]
+Decode = Literal["argmax", "soft"]
+Generator = Callable[[Embedding, Cond], Image]
+Score = Callable[[Image, Cond], PerSample]
+Run = Callable[[Generator, Score, Callable[[Cond, torch.Generator], Embedding], Cond, torch.Generator], Found]
+"""`Search.run`."""
+SHOWN = 8
+"""Conditions in a picture."""
+
+
+@dataclass(frozen=True)
+class SearchPieces:
+    """Everything that a comparison of searches needs, built."""
+
+    net: Teacher
+    """The one-step student, in evaluation mode."""
+    tokenizer: Tokenizer
+    init: Init
+    data: Data
+    """Gives the conditions."""
+    score: Reward
+    """What is optimized."""
+    methods: Mapping[str, Search]
+    held_out: Mapping[str, Reward] = field(default_factory=dict)
+    """Rewards that are only measured."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Scorer:
+    """A reward on images of 1 or 3 channels."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.differentiable = reward, reward.differentiable
+
+    def __call__(self, img: Image, cond: Cond) -> PerSample:
+        """Scores [B]; gray images are repeated to 3 channels."""
+        return self.reward(img.expand(-1, 3, -1, -1) if img.shape[1] == 1 else img, cond)
+
+
+def decoder(net: Teacher, tokenizer: Tokenizer, decode: Decode) -> Generator:
+    """e_in -> image, deterministic. `argmax`: the most probable tokens, straight through where gradients are on."""
+    straight = Relaxation(kind="straight_through")
+
+    def images(e: Embedding, cond: Cond) -> Image:
+        z = net(e, cond).logits.float()
+        if decode == "soft":
+            return tokenizer.decode_soft(z.softmax(-1), cond)
+        tokens = z.argmax(-1)
+        if not z.requires_grad:
+            return tokenizer.decode(tokens, cond)
+        return tokenizer.decode_soft(straight(z, tokens, torch.Generator(z.device)), cond)
+
+    return images
+
+
+def search(
+    pieces: SearchPieces,
+    folder: Path,
+    *,
+    conditions: int,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> Json:
+    """Compare the methods on `conditions` conditions; write search.json and search/<method>.png, return the former.
+
+    Rows: `one step, sampled` (tokens drawn from the student: what a user gets without a search), `one step, <decode>`
+    (the first start of every search, decoded as the methods do), the methods, and after each method with iterations
+    `best of N` at its forward-equivalents, unless the recipe has that itself. Scores are those of the images that the
+    user gets; `gain` is the paired difference to `one step, <decode>`. `trace[s][i]` is the mean best score over the
+    first s + 1 starts and i iterations, `trace_passes[s][i]` what that costs.
+    """
+    run = _Comparison(pieces, conditions, batch_size, seed, progress)
+    rows = [run.sampled()]
+    for decode in dict.fromkeys(method.decode for method in pieces.methods.values()):
+        rows.append(run.method(f"one step, {decode}", decode, _best(1), baseline=True))
+    measured = {name: run.method(name, method.decode, method.run) for name, method in pieces.methods.items()}
+    flat = {(row["passes"], row["decode"]) for row in (*rows, *measured.values()) if len(row["trace"][0]) == 1}
+    for row in measured.values():
+        rows.append(row)
+        n = round(row["passes"])
+        if len(row["trace"][0]) > 1 and (n, row["decode"]) not in flat:
+            flat.add((n, row["decode"]))
+            rows.append(run.method(f"best of {n}, {row['decode']}", row["decode"], _best(n)))
+    pictures = {}
+    for name, (labels, images) in run.pictures.items():
+        heads = ["start", *(f"step {i}" for i in range(1, len(images[0]) - 1)), "winner"]
+        picture = folder / "search" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+        strip(list(zip(labels, images, strict=True)), picture, heads, title=name)
+        pictures[name] = picture.relative_to(folder).as_posix()
+    result: Json = {"conditions": conditions, "seed": seed, "methods": rows, "pictures": pictures}
+    write_json(folder / "search.json", result)
+    return result
+
+
+def _best(n: int) -> Run:
+    def run(
+        generator: Generator,
+        score: Score,
+        begin: Callable[[Cond, torch.Generator], Embedding],
+        cond: Cond,
+        rng: torch.Generator,
+    ) -> Found:
+        e, best, scores = best_of(n, generator, score, begin, cond, rng)
+        return Found(e, best, scores[:, None], float(n))
+
+    return run
+
+
+class _Comparison:
+    """Runs methods over the same batches."""
+
+    def __init__(self, pieces: SearchPieces, n: int, batch_size: int, seed: int, progress: Progress) -> None:
+        self.pieces, self.n, self.batch_size, self.seed, self.progress = pieces, n, batch_size, seed, progress
+        self.conditions = pieces.data.conditions(n)
+        self.score = Scorer(pieces.score)
+        self.held_out = {name: Scorer(reward) for name, reward in pieces.held_out.items()}
+        self.plain: dict[Decode, Tensor] = {}
+        self.pictures: dict[str, tuple[list[str], list[Image]]] = {}
+        pieces.net.eval()
+
+    def batches(self) -> Iterator[tuple[Cond, torch.Generator]]:
+        """Conditions and the batch's own generator, the same for every method."""
+        for first in range(0, self.n, self.batch_size):
+            cond = self.conditions[first : first + self.batch_size].to(self.pieces.device)
+            yield cond, torch.Generator(self.pieces.device).manual_seed(mix(self.seed, first))
+
+    def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:
+        """A start: the student's own random input."""
+        return start(self.pieces.net, cond, self.pieces.init, rng)[1]
+
+    def sampled(self) -> Json:
+        """One step with tokens drawn at temperature 1."""
+        tally = _Tally(self)
+        with torch.no_grad():
+            for cond, rng in self.batches():
+                began = time.perf_counter()
+                logits = self.pieces.net(self.begin(cond, rng), cond).logits.float()
+                images = self.pieces.tokenizer.decode(categorical(logits, rng), cond)
+                tally.add(images, cond, time.perf_counter() - began, None, "one step, sampled")
+        return tally.row("one step, sampled", "sampled", None)
+
+    def method(self, name: str, decode: Decode, run: Run, baseline: bool = False) -> Json:
+        """One method over all conditions."""
+        generator = decoder(self.pieces.net, self.pieces.tokenizer, decode)
+        tally = _Tally(self)
+        for cond, rng in self.batches():
+            began = time.perf_counter()
+            found = run(generator, self.score, self.begin, cond, rng)
+            with torch.no_grad():
+                images = generator(found.e, cond)
+            tally.add(images, cond, time.perf_counter() - began, found, name)
+            if found.path is not None and name not in self.pictures:
+                self.pictures[name] = self.picture(generator, found, images, cond)
+        row = tally.row(name, decode, None if baseline else self.plain[decode])
+        if baseline:
+            self.plain[decode] = torch.cat(tally.scores)
+        return row
+
+    def picture(self, generator: Generator, found: Found, winners: Image, cond: Cond) -> tuple[list[str], list[Image]]:
+        """Labels, and for a few conditions the images of the winning start's iterations and the winner."""
+        assert found.path is not None
+        shown = cond[:SHOWN]
+        with torch.no_grad():
+            steps = torch.stack([*(generator(e[:SHOWN], shown) for e in found.path), winners[:SHOWN]], 1)
+            before = self.score(generator(found.path[0, :SHOWN], shown), shown)
+        classes = self.pieces.data.classes
+        labels = []
+        for i, label in enumerate(shown.labels.tolist()):
+            what = shown.prompts[i] if shown.prompts else classes[label] if 0 <= label < len(classes) else str(label)
+            labels.append(f"{what[:40]}: {before[i]:.2f} to {found.score[i]:.2f}")
+        return labels, list(steps.cpu())
+
+
+class _Tally:
+    """What one method did, summed over batches."""
+
+    def __init__(self, of: _Comparison) -> None:
+        self.of = of
+        self.scores: list[Tensor] = []
+        self.held_out: dict[str, list[Tensor]] = {name: [] for name in of.held_out}
+        self.trace: Tensor | float = 0.0
+        self.passes, self.seconds, self.done = 1.0, 0.0, 0
+
+    def add(self, images: Image, cond: Cond, seconds: float, found: Found | None, name: str) -> None:
+        """Score one batch of delivered images; rewards outside the search do not count as its time."""
+        with torch.no_grad():
+            self.scores.append(self.of.score(images, cond).double().cpu())
+            for key, reward in self.of.held_out.items():
+                self.held_out[key].append(reward(images, cond).double().cpu())
+        if found is not None:
+            best = found.trace.double().cpu().cummax(0).values.cummax(1).values
+            self.trace = self.trace + best.sum(-1)
+            self.passes = found.passes
+        self.seconds += seconds
+        self.done += len(cond)
+        self.of.progress(name, self.done, self.of.n)
+
+    def row(self, name: str, decode: str, plain: Tensor | None) -> Json:
+        """The method's row; `plain` are the scores that the gain is counted from."""
+        scores = torch.cat(self.scores)
+        trace = self.trace / self.done if isinstance(self.trace, Tensor) else scores.mean().view(1, 1)
+        starts, points = trace.shape
+        step = (self.passes / starts - 1) / (points - 1) if points > 1 else 0.0
+        out: Json = {
+            "name": name,
+            "decode": decode,
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "score_mean": float(scores.mean()),
+            "score_sem": _sem(scores),
+            "held_out": {key: float(torch.cat(parts).mean()) for key, parts in self.held_out.items()},
+            "held_out_sem": {key: _sem(torch.cat(parts)) for key, parts in self.held_out.items()},
+            "trace": trace.tolist(),
+            "trace_passes": [[(s + 1) * (1 + i * step) for i in range(points)] for s in range(starts)],
+        }
+        if plain is not None:
+            out |= {"gain_mean": float((scores - plain).mean()), "gain_sem": _sem(scores - plain)}
+        return out
+
+
+def _sem(values: Float[Tensor, "n"]) -> float | None:
+    """Standard error of the mean; null for one value."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else None

@@ -1,0 +1,370 @@
+"""Metrics against closed forms and brute force, invariances, and provenance."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from softdimo_plugins.metrics.accuracy import AccuracyMetric
+from softdimo_plugins.metrics.density_coverage import DensityCoverageMetric
+from softdimo_plugins.metrics.extract import extract
+from softdimo_plugins.metrics.frechet import Frechet, FrechetMetric, Moments, frechet_distance, matrix_sqrt
+from softdimo_plugins.metrics.inception_score import InceptionScoreMetric, inception_score
+from softdimo_plugins.metrics.neighbors import count, squared_radii, subsample
+from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
+
+from softdimo.errors import DataError
+from softdimo.kinds import Cond
+from tests.helpers import Identity, Pooled, context, labels, rng
+
+
+def points(n, width=3, seed=0, dtype=torch.float32):
+    return torch.randn(n, width, generator=rng(seed), dtype=dtype)
+
+
+def images(x):
+    """Points [N F] as images whose features they are."""
+    return x[:, None, None, :]
+
+
+def spd(width, seed):
+    a = points(width, width, seed, torch.float64)
+    return a @ a.T + 0.1 * torch.eye(width)
+
+
+def measure(metric, real, fake, cond=None, batch=10_000):
+    for part in real.split(batch):
+        metric.reference(images(part), labels(len(part)))
+    metric.reset()
+    for part in fake.split(batch):
+        metric.update(images(part), cond or labels(len(part)))
+    return metric.result()
+
+
+# Fréchet distance
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.integers(1, 6), seed=st.integers(0, 999))
+def test_frechet_of_commuting_gaussians_has_a_closed_form(width, seed):
+    """For covariances with common eigenvectors it is |m1 - m2|^2 + sum (sqrt l1 - sqrt l2)^2."""
+    q = torch.linalg.qr(points(width, width, seed, torch.float64)).Q
+    l1, l2 = torch.rand(2, width, generator=rng(seed), dtype=torch.float64) * 3
+    m1, m2 = points(2, width, seed + 1, torch.float64)
+    expected = (m1 - m2).square().sum() + (l1.sqrt() - l2.sqrt()).square().sum()
+    found = frechet_distance(m1, q @ torch.diag(l1) @ q.T, m2, q @ torch.diag(l2) @ q.T)
+    assert found == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_frechet_of_general_gaussians_is_the_trace_of_the_root_of_the_product():
+    for seed in range(5):
+        c1, c2 = spd(5, seed), spd(5, seed + 50)
+        roots = torch.linalg.eigvals(c1 @ c2).sqrt()  # the product is similar to a positive definite matrix
+        expected = c1.trace() + c2.trace() - 2 * roots.real.sum()
+        zero = torch.zeros(5, dtype=torch.float64)
+        assert frechet_distance(zero, c1, zero, c2) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_frechet_bounds_every_coupling_and_is_symmetric():
+    """It is a squared transport cost: no linear map from one Gaussian to the other is cheaper."""
+    c1, c2 = spd(4, 1), spd(4, 2)
+    zero = torch.zeros(4, dtype=torch.float64)
+    d = frechet_distance(zero, c1, zero, c2)
+    assert d == pytest.approx(frechet_distance(zero, c2, zero, c1), rel=1e-10)
+    for seed in range(20):
+        turn = torch.linalg.qr(points(4, 4, seed, torch.float64)).Q
+        a = matrix_sqrt(c2) @ turn @ torch.linalg.inv(matrix_sqrt(c1))  # A c1 A^T = c2
+        cost = (a - torch.eye(4)) @ c1 @ (a - torch.eye(4)).T
+        assert float(cost.trace()) >= d - 1e-9
+
+
+def test_matrix_sqrt_of_singular_matrices():
+    c = spd(5, 3)
+    assert torch.allclose(matrix_sqrt(c) @ matrix_sqrt(c), c)
+    flat = torch.outer(torch.ones(4), torch.ones(4)).double()
+    assert torch.allclose(matrix_sqrt(flat) @ matrix_sqrt(flat), flat)
+
+
+def test_frechet_from_samples_converges_to_the_truth():
+    x = points(40_000, 3, 1) * torch.tensor([1.0, 2.0, 0.5]) + 1
+    y = points(40_000, 3, 2) * torch.tensor([2.0, 1.0, 0.5])
+    assert measure(FrechetMetric(Identity()), x, y)["fd"] == pytest.approx(3 + 1 + 1, rel=0.03)
+
+
+@settings(max_examples=10, deadline=None)
+@given(batch=st.integers(1, 70), seed=st.integers(0, 99))
+def test_frechet_does_not_depend_on_batches_or_order(batch, seed):
+    x, y = points(60, 3, seed), points(50, 3, seed + 1) * 2 + 100
+    whole = measure(FrechetMetric(Identity()), x, y)["fd"]
+    shuffled = y[torch.randperm(50, generator=rng(seed))]
+    assert measure(FrechetMetric(Identity()), x, shuffled, batch=batch)["fd"] == pytest.approx(whole, rel=1e-9)
+
+
+def test_moments_are_means_and_unbiased_covariances_far_from_zero():
+    x = points(30, 4) + 1e4
+    moments = Moments()
+    for part in x.split(7):
+        moments.add(part)
+    mean, c = moments.gaussian()
+    assert torch.allclose(mean, x.double().mean(0))
+    assert torch.allclose(c, x.double().T.cov())
+
+
+def test_frechet_is_invariant_to_rotations_and_shifts_and_scales_with_the_square():
+    x, y = points(200, 3, 1), points(150, 3, 2) * 1.5 + 0.3
+    d = measure(FrechetMetric(Identity()), x, y)["fd"]
+    q = torch.linalg.qr(points(3, 3, 3)).Q
+    assert measure(FrechetMetric(Identity()), x @ q + 5, y @ q + 5)["fd"] == pytest.approx(d, rel=1e-4)
+    assert measure(FrechetMetric(Identity()), 3 * x, 3 * y)["fd"] == pytest.approx(9 * d, rel=1e-4)
+    assert abs(measure(FrechetMetric(Identity()), x, x)["fd"]) < 1e-8
+
+
+def test_frechet_says_when_there_are_too_few_images():
+    metric = FrechetMetric(Identity())
+    measure(metric, points(50, 8), points(8, 8))
+    assert metric.notes() == ("fd: 8 generated images for 8 features, so the covariance is singular",)
+    measure(metric, points(0, 8), points(9, 8))
+    assert metric.notes() == ()
+    with pytest.raises(DataError, match="at least 2 images, there are 1"):
+        measure(metric, points(0, 8), points(1, 8))
+
+
+# Inception score
+
+
+def test_inception_score_of_known_cases():
+    sure = 200.0 * torch.eye(7).repeat(5, 1)
+    assert inception_score(sure) == pytest.approx(7)
+    assert inception_score(torch.zeros(20, 7)) == pytest.approx(1)
+    assert inception_score(sure[:1].expand(20, 7)) == pytest.approx(1), "one class only"
+    mixed = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    mean = mixed.mean(0)
+    expected = math.exp(float((mixed * (mixed / mean).log()).sum(1).mean()))
+    assert inception_score(mixed.log()) == pytest.approx(expected)
+
+
+def test_inception_score_splits_are_scored_apart():
+    logits = 200.0 * torch.eye(4).repeat_interleave(5, 0)
+    assert inception_score(logits, splits=1) == pytest.approx(4)
+    assert inception_score(logits, splits=4) == pytest.approx(1), "each part has one class"
+    assert inception_score(logits, splits=2) == pytest.approx(2)
+    with pytest.raises(DataError, match="3 images cannot be split into 4"):
+        inception_score(logits[:3], splits=4)
+    metric = InceptionScoreMetric(Identity(), splits=2)
+    assert measure(metric, points(0, 4), logits, batch=3) == {"inception_score": pytest.approx(2)}
+    assert metric.fingerprint()["splits"] == 2
+
+
+# precision, recall, density, coverage
+
+
+def brute(real, fake, k):
+    """The formulas, one pair at a time."""
+
+    def radius(x, i):
+        return sorted(math.dist(x[i], x[j]) for j in range(len(x)) if j != i)[k - 1]
+
+    real, fake = real.double().tolist(), fake.double().tolist()
+    rr, rf = [radius(real, i) for i in range(len(real))], [radius(fake, i) for i in range(len(fake))]
+    inside = [[math.dist(r, f) <= rr[i] for i, r in enumerate(real)] for f in fake]
+    return {
+        "precision": sum(any(row) for row in inside) / len(fake),
+        "recall": sum(any(math.dist(r, f) <= rf[j] for j, f in enumerate(fake)) for r in real) / len(real),
+        "density": sum(map(sum, inside)) / (k * len(fake)),
+        "coverage": sum(any(row[i] for row in inside) for i in range(len(real))) / len(real),
+    }
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 30), (40, 17), (12, 45)])
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_neighbor_metrics_are_their_formulas(n, m, k, chunk, monkeypatch):
+    monkeypatch.setattr("softdimo_plugins.metrics.neighbors.CHUNK", chunk)
+    real, fake = points(n, 2, n), points(m, 2, m + k) * 0.8 + 1.3
+    expected = brute(real, fake, k)
+    found = measure(PrecisionRecallMetric(Identity(), k, 1000, 1000), real, fake, batch=8)
+    found |= measure(DensityCoverageMetric(Identity(), k, 1000, 1000), real, fake, batch=9)
+    assert found == pytest.approx(expected)
+    assert len(set(expected.values())) > 2, "the case tells the numbers apart"
+
+
+def test_neighbor_metrics_of_known_cases():
+    x = points(300, 2)
+    pr, dc = PrecisionRecallMetric(Identity(), 5, 1000, 1000), DensityCoverageMetric(Identity(), 5, 1000, 1000)
+    same = measure(pr, x, x) | measure(dc, x, x)
+    # among copies every ball holds its k neighbors and itself
+    assert same == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
+    far = measure(pr, points(0, 2), x + 100) | measure(dc, points(0, 2), x + 100)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    one = x[:1] + 1e-3 * points(50, 2)
+    collapsed = measure(pr, points(0, 2), one) | measure(dc, points(0, 2), one)
+    assert collapsed["precision"] == 1
+    assert collapsed["recall"] < 0.1
+    assert collapsed["coverage"] < 0.1
+
+
+def test_a_radius_excludes_the_point_itself():
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    assert squared_radii(x, 1).tolist() == [1, 1, 4, 16]
+    assert squared_radii(x, 3).tolist() == [49, 36, 16, 49]
+    assert squared_radii(torch.zeros(3, 2), 2).tolist() == [0, 0, 0], "copies are neighbors at distance 0"
+    with pytest.raises(DataError, match="more than 4 images, there are 4"):
+        squared_radii(x, 4)
+
+
+def test_balls_are_closed():
+    counts = count(torch.tensor([[0.0], [9.0]]), torch.tensor([[2.0]]), torch.tensor([4.0, 1.0]), torch.tensor([49.0]))
+    assert counts.balls.tolist() == [1]
+    assert counts.covered.tolist() == [True, False]
+    assert counts.recalled is not None
+    assert counts.recalled.tolist() == [True, True]
+
+
+def test_neighbors_far_from_the_origin_keep_their_distances():
+    real, fake = points(60, 3, 1), points(40, 3, 2)
+    near = measure(PrecisionRecallMetric(Identity(), 3, 100, 100), real, fake)
+    assert measure(PrecisionRecallMetric(Identity(), 3, 100, 100), real + 512, fake + 512) == pytest.approx(
+        near, abs=0.03
+    )
+
+
+def test_subsamples_are_fixed_and_recorded():
+    x = torch.arange(10.0)[:, None]
+    some = subsample(x, 4)
+    assert torch.equal(some, subsample(x, 4))
+    assert len(set(some.flatten().tolist())) == 4
+    assert torch.equal(subsample(x, 10), x)
+    metric = PrecisionRecallMetric(Identity(), 3, 20, 15)
+    real, fake = points(50, 2, 1), points(40, 2, 2)
+    found = measure(metric, real, fake)
+    used = {k: v for k, v in brute(subsample(real, 20), subsample(fake, 15), 3).items() if k in found}
+    assert found == pytest.approx(used)
+    fingerprint = metric.fingerprint()
+    assert (fingerprint["k"], fingerprint["reference_size"], fingerprint["reference_used"]) == (3, 50, 20)
+
+
+def test_distances_are_shared_by_metrics_of_the_same_features(monkeypatch):
+    from softdimo_plugins.metrics import neighbors
+
+    calls = []
+    monkeypatch.setattr(neighbors, "count", lambda *a: (calls.append(len(a[1])), count(*a))[1])
+    net = Pooled()
+    pr, dc = PrecisionRecallMetric(net, 3, 99, 99), DensityCoverageMetric(net, 3, 99, 99)
+    real, *fakes = torch.rand(3, 20, 1, 4, 6, generator=rng()).unbind()
+    for metric in (pr, dc):
+        metric.reference(real, labels(20))
+    for fake in fakes:
+        for metric in (pr, dc):
+            metric.reset()
+            metric.update(fake, labels(20))
+        together = pr.result() | dc.result()
+        alone = DensityCoverageMetric(Pooled(), 3, 99, 99)
+        alone.reference(real, labels(20))
+        alone.update(fake, labels(20))
+        assert alone.result() == {key: together[key] for key in ("density", "coverage")}
+    assert calls == [20] * 4, "two rows, each counted once for the pair and once alone"
+
+
+# accuracy
+
+
+def test_accuracy_and_class_histogram():
+    judge = AccuracyMetric(Identity())
+    wanted = torch.tensor([0, 0, 1, 1, 2, 2])
+    said = torch.tensor([0, 1, 1, 1, 1, 2])
+    judge.reset()
+    for part in (slice(0, 4), slice(4, 6)):
+        judge.update(images(torch.nn.functional.one_hot(said[part], 3).float()), Cond(wanted[part]))
+    # histograms (1, 4, 1) and (2, 2, 2) of 6
+    assert judge.result() == {"accuracy": pytest.approx(4 / 6), "class_tv": pytest.approx(2 / 6)}
+    judge.reset()
+    judge.update(images(torch.eye(3)), Cond(torch.tensor([1, 2, 0])))
+    assert judge.result() == {"accuracy": 0.0, "class_tv": 0.0}, "every class as often as asked, never when asked"
+    with pytest.raises(DataError, match="-1 to 0"):
+        judge.update(images(torch.eye(3)), Cond(torch.tensor([-1, 0, 0])))
+    judge.reset()
+    with pytest.raises(DataError, match="no images"):
+        judge.result()
+
+
+# what they share
+
+
+def test_one_pass_per_batch_however_many_metrics():
+    net = Pooled()
+    metrics = [FrechetMetric(net), InceptionScoreMetric(net), AccuracyMetric(net), PrecisionRecallMetric(net, 3, 9, 9)]
+    img = torch.rand(6, 1, 4, 6, generator=rng())
+    for metric in metrics:
+        metric.update(img, labels(6))
+    assert net.calls == 1
+    assert extract(net, img.clone())[0].equal(extract(net, img)[0])
+    assert net.calls == 3, "another tensor is another batch"
+
+
+def test_a_changed_batch_or_network_is_not_remembered():
+    net = Pooled()
+    img = torch.rand(6, 1, 4, 6, generator=rng())
+    before = extract(net, img)[0]
+    img.mul_(0.5)
+    assert not extract(net, img)[0].equal(before)
+    with torch.no_grad():
+        net.w.mul_(2.0)
+    assert torch.allclose(extract(net, img)[0], before)
+    with torch.inference_mode():
+        inner = torch.rand(2, 1, 4, 6)
+        extract(net, inner)
+        inner.zero_()
+        assert extract(net, inner)[0].abs().max() == 0
+
+
+def test_fingerprints_tell_networks_references_and_settings_apart():
+    def fingerprint(metric, seed=0, n=20):
+        metric.reference(torch.rand(n, 1, 4, 6, generator=rng(seed)), labels(n))
+        return metric.fingerprint()
+
+    base = fingerprint(FrechetMetric(Pooled()))
+    assert base == fingerprint(FrechetMetric(Pooled()))
+    assert base["reference_size"] == 20
+    assert fingerprint(FrechetMetric(Pooled(1)))["features"] != base["features"]
+    assert fingerprint(FrechetMetric(Pooled()), seed=1)["reference"] != base["reference"]
+    other = fingerprint(InceptionScoreMetric(Pooled()))
+    assert other["formula"] != base["formula"]
+    assert other["features"] == base["features"]
+
+
+def test_the_reference_hash_does_not_depend_on_batches():
+    img = torch.rand(20, 1, 4, 6, generator=rng())
+    whole, parts = FrechetMetric(Pooled()), FrechetMetric(Pooled())
+    whole.reference(img, labels(20))
+    for part in img.split(6):
+        parts.reference(part, labels(len(part)))
+    assert whole.fingerprint() == parts.fingerprint()
+
+
+def test_reset_forgets_images_and_keeps_the_reference():
+    real, fake = points(50, 3, 1), points(50, 3, 2)
+    for metric in (FrechetMetric(Identity()), PrecisionRecallMetric(Identity(), 3, 99, 99)):
+        first = measure(metric, real, fake)
+        assert measure(metric, points(0, 3), real) != first
+        assert measure(metric, points(0, 3), fake) == first
+
+
+def test_settings_build_with_the_network_that_the_core_makes():
+    made = []
+    net = Pooled().train()
+
+    def make(spec):
+        made.append(spec)
+        return net
+
+    ctx = context()
+    ctx = type(ctx)(ctx.image, ctx.classes, make)
+    settings = Frechet.model_construct(use="frechet", features="a network", name="small")
+    metric = settings.build(ctx)
+    assert made == ["a network"]
+    assert not net.training
+    img = torch.rand(20, 1, 4, 6, generator=rng())
+    metric.reference(img, labels(20))
+    metric.update(img[:10], labels(10))
+    assert list(metric.result()) == ["small/fd"]
