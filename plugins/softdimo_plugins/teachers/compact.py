@@ -15,6 +15,7 @@ from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec
+from softdimo_plugins.precision import full_precision
 
 SHORT = 256
 """On a CPU, sequences up to this length are faster with explicit attention."""
@@ -135,7 +136,7 @@ class CompactTeacher(Teacher):
 
     def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
         """sum_g E_g^T p_g in the table's precision; masked units contribute their mask row."""
-        with torch.autocast(probs.device.type, enabled=False):
+        with full_precision(probs.device):
             probs = probs.to(self.table.dtype)
             if mask is not None:
                 probs = probs.masked_fill(mask[..., None], 0)

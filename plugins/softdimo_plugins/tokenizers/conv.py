@@ -15,6 +15,7 @@ from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, ImageShape, Logs, Tokenizer, TokenShape
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
+from softdimo_plugins.precision import full_precision
 from softdimo_plugins.tokenizers.codebook import Codebook
 
 
@@ -23,14 +24,12 @@ class ConvSpec(NetworkSpec):
 
     patch: Literal[1, 2, 4, 8, 16] = 4
     """Pixels a token covers, each way: 28 x 28 images with patch 4 are 7 x 7 tokens."""
-    overlap: Annotated[int, Field(ge=0, le=4)] = 0
-    """Pixels that the encoder sees beyond its patch, on each side. Tokens of disjoint patches are easier to predict."""
+    encoder: Literal["strided", "patches"] = "strided"
+    """Convolutions of stride 2 that see beyond the patch (better images), or the patch alone (easier to predict)."""
     width: Annotated[int, Field(ge=4)] = 24
     """Channels at the finest resolution; the decoder's coarse layers have three times as many."""
-    pretrain: Fraction = 0.3
-    """First part of the training without quantization; quantizing from the start gives a much worse codebook."""
-    commitment: NonNegative = 0.25
-    """Weight of the pull of the encoder's outputs towards their codes."""
+    pretrain: Fraction = 0.1
+    """First part of the training without quantization, so that the codebook starts from latents that mean something."""
     reconstruction: Literal["bce", "mse", "l1"] = "bce"
     """Pixel loss: cross-entropy (silhouettes, digits), squared or absolute error."""
 
@@ -58,6 +57,8 @@ class ConvVQ(ConvSpec):
     """Codes V."""
     dim: Annotated[int, Field(ge=1)] = 4
     """Numbers per code."""
+    commitment: NonNegative = 0.25
+    """Weight of the pull of the encoder's outputs towards their codes."""
 
     def _vocabulary(self) -> tuple[int, int]:
         return 1, self.codebook
@@ -74,7 +75,7 @@ class ConvLFQ(ConvSpec):
     """Bits K per token position."""
     groups: Annotated[int, Field(ge=1)] = 2
     """Groups G, each masked and predicted on its own."""
-    entropy: NonNegative = 0.1
+    entropy: NonNegative = 0.02
     """Weight of the entropy loss: sure about every patch, all classes used over the batch."""
 
     def _vocabulary(self) -> tuple[int, int]:
@@ -87,28 +88,51 @@ class ConvLFQ(ConvSpec):
         return ConvLFQTokenizer(self, context.image)
 
 
+def encoder(channels: int, width: int, dim: int, halvings: int, strided: bool) -> nn.Sequential:
+    """[B channels H W] -> [B dim H/2^halvings W/2^halvings]; each output sees its patch only, unless `strided`.
+
+    Batch norm at the end keeps every number of the latent at mean 0 and variance 1: codes spread and bits are balanced.
+    """
+    layers: list[nn.Module] = []
+    if strided:
+        before = channels
+        for i in range(halvings):
+            after = min(2, i + 1) * width
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
+            before = after
+    else:
+        layers += [nn.Conv2d(channels, 2 * width, 2**halvings, 2**halvings), nn.SiLU()]
+        before = 2 * width
+    return nn.Sequential(
+        *layers,
+        nn.Conv2d(before, 2 * width, 1),
+        nn.SiLU(),
+        nn.Conv2d(2 * width, dim, 1),
+        nn.BatchNorm2d(dim, affine=False),
+    )
+
+
+def decoder(channels: int, width: int, dim: int, doublings: int) -> nn.Sequential:
+    """[B dim h w] -> [B channels h 2^doublings w 2^doublings]."""
+    layers: list[nn.Module] = [nn.Conv2d(dim, 3 * width, 3, 1, 1), nn.SiLU(), nn.Conv2d(3 * width, 3 * width, 3, 1, 1)]
+    before = 3 * width
+    for i in reversed(range(1, doublings)):
+        after = min(3, 2 ** (i - 1)) * width
+        layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+        before = after
+    last = nn.ConvTranspose2d(before, channels, 4, 2, 1) if doublings else nn.Conv2d(before, channels, 1)
+    return nn.Sequential(*layers, nn.SiLU(), last)
+
+
 class ConvTokenizer(Tokenizer):
     """Encoder, a table of codes, decoder. Tokens are decoded as one-hot probabilities: one code path for both."""
 
     def __init__(self, spec: ConvSpec, image: ImageShape, dim: int) -> None:
         super().__init__()
         self.spec, self.image, self.shape, self.dim = spec, image, spec.token_shape(image), dim
-        w = spec.width
-        self.encoder = nn.Sequential(
-            nn.Conv2d(image.C, 2 * w, spec.patch + 2 * spec.overlap, spec.patch, spec.overlap),
-            nn.SiLU(),
-            nn.Conv2d(2 * w, 2 * w, 1),
-            nn.SiLU(),
-            nn.Conv2d(2 * w, dim, 1),
-        )
-        layers: list[nn.Module] = [nn.Conv2d(dim, 3 * w, 3, 1, 1), nn.SiLU(), nn.Conv2d(3 * w, 3 * w, 3, 1, 1)]
-        channels, doublings = 3 * w, spec.patch.bit_length() - 1
-        for i in reversed(range(1, doublings)):
-            finer = min(3, 2 ** (i - 1)) * w
-            layers += [nn.SiLU(), nn.ConvTranspose2d(channels, finer, 4, 2, 1)]
-            channels = finer
-        last = nn.ConvTranspose2d(channels, image.C, 4, 2, 1) if doublings else nn.Conv2d(channels, image.C, 1)
-        self.decoder = nn.Sequential(*layers, nn.SiLU(), last)
+        halvings = spec.patch.bit_length() - 1
+        self.encoder = encoder(image.C, spec.width, dim, halvings, spec.encoder == "strided")
+        self.decoder = decoder(image.C, spec.width, dim, halvings)
 
     @abstractmethod
     def table(self) -> Float[Tensor, "G V d"]:
@@ -138,7 +162,7 @@ class ConvTokenizer(Tokenizer):
     def decode_soft(self, probs: Probs, cond: Cond | None = None) -> Image:
         """Images of the expected codes sum_v p_v C_v; differentiable in `probs`."""
         table = self.table()
-        with torch.autocast(probs.device.type, enabled=False):
+        with full_precision(probs.device):
             z = torch.einsum("blgv,gvd->blgd", probs.to(table.dtype), table).flatten(2)
         return self.pixels(z).sigmoid()
 
@@ -166,6 +190,7 @@ class ConvVQTokenizer(ConvTokenizer):
 
     def __init__(self, spec: ConvVQ, image: ImageShape) -> None:
         super().__init__(spec, image, spec.dim)
+        self.commitment = spec.commitment
         self.codebook = Codebook(spec.codebook, spec.dim)
 
     def table(self) -> Tensor:
@@ -199,7 +224,7 @@ class ConvVQTokenizer(ConvTokenizer):
             "commitment": commitment.detach(),
             "perplexity": torch.special.entr(usage).sum().exp(),
         }
-        return reconstruction + self.spec.commitment * commitment, logs
+        return reconstruction + self.commitment * commitment, logs
 
 
 class ConvLFQTokenizer(ConvTokenizer):
@@ -228,9 +253,10 @@ class ConvLFQTokenizer(ConvTokenizer):
         return z.reshape(*z.shape[:2], self.shape.G, -1)
 
     def loss(self, img: Image, rng: torch.Generator, progress: float) -> tuple[Tensor, Logs]:
-        """Reconstruction + commitment * (|z| - 1)^2 + entropy * (E H(p) - H(E p)), straight-through signs.
+        """Reconstruction + entropy * (E H(p) - H(E p)), with straight-through signs.
 
-        p is softmax over a group's classes of 2 z . code, i.e. independent bits with probability sigmoid(4 z).
+        p is the softmax over a group's classes of 2 z . code, i.e. independent bits of probability sigmoid(4 z).
+        Batch norm already keeps |z| near 1, so that there is no commitment loss.
         """
         z = self.latents(img)
         if progress < self.spec.pretrain:
@@ -239,14 +265,13 @@ class ConvLFQTokenizer(ConvTokenizer):
         signs = torch.where(z > 0, 1.0, -1.0)
         soft = z.tanh()
         reconstruction = self.reconstruction(soft + (signs - soft).detach(), img)
-        commitment = functional.mse_loss(z, signs)
-        probs = (2 * self._groups(z) @ self.codes.T).softmax(-1)
-        sure = torch.special.entr(probs).sum(-1).mean()
-        spread = torch.special.entr(probs.mean((0, 1))).sum(-1)
+        log_p = (2 * self._groups(z) @ self.codes.T).log_softmax(-1)
+        p = log_p.exp()
+        mean = p.mean((0, 1)).clamp(min=1e-12)  # log of it has a gradient
+        sure, spread = -(p * log_p).sum(-1).mean(), -(mean * mean.log()).sum(-1)
         entropy = sure - spread.mean()
         logs: Logs = {
             "reconstruction": reconstruction.detach(),
-            "commitment": commitment.detach(),
             "perplexity": spread.detach().exp().mean(),
         }
-        return reconstruction + self.spec.commitment * commitment + self.entropy * entropy, logs
+        return reconstruction + self.entropy * entropy, logs
