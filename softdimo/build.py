@@ -110,7 +110,7 @@ class Components:
         return self.teacher
 
     def context(self, bare: bool = False) -> Context:
-        """What components may know; `bare` leaves the networks out (tokenizer and teacher are themselves built bare)."""
+        """What components may know; `bare` leaves the networks out (tokenizer and teacher are built so)."""
         return Context(
             image=self.data.image,
             classes=self.data.classes,

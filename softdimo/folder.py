@@ -38,7 +38,9 @@ class RunFolder:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._held.close()
-            raise CheckpointError(f"another run is writing in {self.path}; wait for it, or give another --out") from error
+            raise CheckpointError(
+                f"another run is writing in {self.path}; wait for it, or give another --out"
+            ) from error
 
     def release(self) -> None:
         """Give the folder back."""
@@ -55,9 +57,18 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing that a run does not write."""
-        for name in ("checkpoints", "samples", "critics", "tensorboard"):
+        for name in ("checkpoints", "samples", "critics", "tensorboard", "search", ".parts"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for pattern in ("*.safetensors", "log.csv", "health.txt", "eval*.json", "search*", "report.html", RECIPE, LOCK):
+        for pattern in (
+            "*.safetensors",
+            "log.csv",
+            "health.txt",
+            "eval.json",
+            "search.json",
+            "report.html",
+            RECIPE,
+            LOCK,
+        ):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
 

@@ -319,7 +319,7 @@ class Found:
     passes: float
     """Forward-equivalents per condition: a forward is 1, its backward 2."""
     path: Float[Tensor, "iterations B L D"] | None = None
-    """Embeddings that the winning start went through, iteration 0 first, where the method has iterations; for pictures."""
+    """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
 
 
 class Metric(ABC):

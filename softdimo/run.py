@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 
+from softdimo import jobs, measure
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components
 from softdimo.engine.algorithm import Algorithm
 from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
-from softdimo.errors import CheckpointError, RecipeError
-from softdimo.folder import RunFolder
+from softdimo.errors import CheckpointError, RecipeError, WeightsError
+from softdimo.folder import RECIPE, RunFolder
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
 from softdimo.spec import RecipeRef
@@ -41,8 +43,7 @@ class Session:
     def ensure(self, ref: RecipeRef) -> Path:
         """Run folder of another recipe's training, made once and cached by content."""
         loaded = recipes.load(ref.recipe, smoke=self.smoke)
-        digest = training_hash(loaded)
-        folder = self.runs / "cache" / f"{loaded.path.stem}-{digest[:8]}"
+        folder = self.home(loaded)
         if (folder / PRODUCT).is_file():
             return folder
         if loaded.recipe.train is None:
@@ -57,12 +58,17 @@ class Session:
                 held.hold()
             try:
                 if not (folder / PRODUCT).is_file():
-                    self.train(loaded, held, self.parts(loaded), resume=True)
+                    with torch.inference_mode(False), torch.enable_grad():
+                        self.train(loaded, held, self.parts(loaded), resume=True)
             finally:
                 held.release()
         finally:
             self._under_way.pop()
         return folder
+
+    def home(self, loaded: Loaded) -> Path:
+        """Run folder of a recipe that is run for another one's sake."""
+        return self.runs / "cache" / f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
@@ -135,19 +141,105 @@ def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool
         )
     session.fabric.barrier("folder")
     parts = session.parts(loaded)
+    if session.fabric.is_global_zero:
+        folder.describe(recipes.dump(loaded.recipe), digest, recipes.distributions(loaded.recipe))
     if loaded.recipe.train is not None:
         done = (folder.path / PRODUCT).is_file()
         begun = (folder.path / "checkpoints").is_dir()
         if begun and not done and not resume:
             raise CheckpointError(f"{folder.path} holds an unfinished run: --resume goes on, --fresh starts over")
-        if not done:
+    side_by_side(loaded, folder, session)
+    if loaded.recipe.train is not None:
+        if not (folder.path / PRODUCT).is_file():
             session.train(loaded, folder, parts, resume)
         parts = with_weights(parts, loaded.recipe.train.network, folder.path / PRODUCT)
-    elif session.fabric.is_global_zero:
-        folder.describe(recipes.dump(loaded.recipe), digest, recipes.distributions(loaded.recipe))
-    with torch.inference_mode(False):
-        finish(loaded, folder.path, parts, session)
+    finish(loaded, folder.path, parts, session)
+
+
+def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> None:
+    """On a CPU with several cores: everything that can be made apart, in processes of its own (see `jobs`)."""
+    hardware, fabric = loaded.recipe.hardware, session.fabric
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = hardware.jobs or min(4, cores)
+    if fabric.device.type != "cpu" or fabric.world_size > 1 or workers == 1 or loaded.smoke:
+        return
+    cached = {p for p, need in jobs.needed(loaded).items() if (session.home(need.loaded) / PRODUCT).is_file()}
+    trained = (folder.path / PRODUCT).is_file()
+    todo = jobs.plan(loaded, folder.path, session.runs, workers, cached, trained)
+    if len(todo) > 1:
+        session.say(f"{len(todo)} jobs in {workers} processes: " + ", ".join(Path(job.name).stem for job in todo))
+        jobs.run(todo, workers, max(1, (hardware.threads or cores) // workers))
+    measure.gather(jobs.parts_folder(folder.path), folder.path / "eval.json")
 
 
 def finish(loaded: Loaded, folder: Path, parts: Components, session: Session) -> None:
     """Everything after training: `eval:`, `search:`, the report."""
+    if session.fabric.is_global_zero:
+        if loaded.recipe.eval is not None:
+            measure.evaluate_section(loaded, folder, parts, session.say)
+        if loaded.recipe.search is not None:
+            measure.search_section(loaded, folder, parts, session.say)
+        from softdimo.report import write
+
+        session.say(f"report: {write(folder)}")
+    session.fabric.barrier("finished")
+
+
+def eval_only(loaded: Loaded, out: Path | None = None) -> Path:
+    """The `eval:` section alone, of a recipe or a finished run; writes eval.json and the report."""
+    return _one_section(loaded, out, "eval")
+
+
+def search_only(loaded: Loaded, out: Path | None = None) -> Path:
+    """The `search:` section alone, of a recipe or a finished run; writes search.json and the report."""
+    return _one_section(loaded, out, "search")
+
+
+def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
+    if getattr(loaded.recipe, section) is None:
+        raise RecipeError(f"{loaded.path} has no `{section}:` section")
+    home = loaded.path.parent if loaded.path.name == RECIPE else default_out(loaded, Path("runs"))
+    folder = RunFolder(out or home)
+    runs = folder.path.parent
+    session = start_session(loaded, runs)
+    folder.hold()
+    try:
+        parts = session.parts(loaded)
+        if loaded.recipe.train is not None:
+            product = home / PRODUCT
+            if not product.is_file():
+                raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
+            parts = with_weights(parts, loaded.recipe.train.network, product)
+        if section == "eval":
+            measure.evaluate_section(loaded, folder.path, parts, session.say, home / PRODUCT)
+        else:
+            measure.search_section(loaded, folder.path, parts, session.say, home / PRODUCT)
+        from softdimo.report import write
+
+        session.say(f"report: {write(folder.path)}")
+    finally:
+        folder.release()
+    return folder.path
+
+
+def sample(
+    where: str | Path,
+    labels: Sequence[str] = (),
+    n: int = 16,
+    seed: int = 0,
+    out: Path = Path("samples.png"),
+    device: str = "auto",
+) -> Path:
+    """Draw `n` images of a run folder or an export, spread over `labels` (names or numbers), into one PNG."""
+    from softdimo import strips
+    from softdimo.export import load
+
+    generator = load(where, device=device)
+    unknown = [
+        x for x in labels if x not in generator.classes and not (x.isdigit() and int(x) < len(generator.classes))
+    ]
+    if unknown:
+        raise RecipeError(f"no class is called {', '.join(unknown)}; the classes are {', '.join(generator.classes)}")
+    ids = [generator.classes.index(x) if x in generator.classes else int(x) for x in labels]
+    chosen = [(ids or list(range(len(generator.classes))))[i % (len(ids) or len(generator.classes))] for i in range(n)]
+    return strips.save(strips.grid(generator(labels=chosen, seed=seed).cpu(), max(1, round(n**0.5))), out)

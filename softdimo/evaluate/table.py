@@ -80,10 +80,11 @@ def evaluate(
     batch_size: int = 100,
     progress: Progress = lambda what, done, total: None,
     real: bool = True,
+    reference: int | None = None,
 ) -> Json:
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
-    The reference is the training split. A `real` row becomes two: `<name> held out`, the held-out images against the
+    The reference is the training split, or `reference` images of it. A `real` row becomes two: `<name> held out`, the held-out images against the
     reference (the judge's own accuracy stands here), and `<name> halves`, disjoint random halves of the training data
     against each other, anew per seed: the floor of distances. Where no row is `real`, both are added all the same
     (unless `real` is false: a part of a table, to be gathered with the rest).
@@ -105,9 +106,9 @@ def evaluate(
     plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
     with torch.no_grad():
         judges, whole = pieces.metrics(), pieces.metrics()
-        everything = torch.arange(len(pieces.data.source("train")))
-        reference = real_images(pieces, "train", everything, batch_size, progress, "reference")
-        _feed_reference((judges, whole), reference)
+        order = torch.randperm(len(pieces.data.source("train")), generator=torch.Generator().manual_seed(0))
+        chosen = order[:reference].sort().values
+        _feed_reference((judges, whole), real_images(pieces, "train", chosen, batch_size, progress, "reference"))
         evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
         refuse_players(evaluator, pieces.forbidden)
         evaluator["data"] = pieces.data.fingerprint()

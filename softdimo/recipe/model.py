@@ -115,9 +115,11 @@ class Eval(Settings):
     """Metrics with error bars over seeds."""
 
     samples: Count
-    """Images per row and seed."""
+    """Images per row, an equal share for each seed."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """One repetition each; the table gives their mean and standard deviation."""
+    """Seeds of sampling. The table gives the metrics of all images, and the standard deviation of the seeds' own."""
+    reference: Count | None = None
+    """Training images that rows are compared with, drawn once; all of them when null."""
     batch_size: Count = 100
     """Images per batch."""
     metrics: Annotated[tuple[Annotated[Spec, component("metric")], ...], Field(min_length=1)]
@@ -176,6 +178,9 @@ class Hardware(Settings):
     """Precision of the networks; divergences are computed in float32 regardless."""
     threads: Count | None = None
     """CPU threads; torch's choice when null."""
+    jobs: Count | None = None
+    """Processes that share the work on a CPU (other recipes' trainings, rows of the table); one per core, at most 4,
+    when null. On a GPU all runs in one."""
     compile: bool = False
     """Compile the networks with torch.compile."""
 

@@ -1,0 +1,220 @@
+"""What a recipe needs from other recipes, and running independent parts of a run side by side on a CPU.
+
+Small networks use one core well and two badly, so on a CPU a run is split into jobs, each a process with its share of
+the cores: other recipes' trainings, this recipe's training, rows of the table. On a GPU all runs in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from softdimo import recipe as recipes
+from softdimo.errors import Interrupted, SoftdimoError
+from softdimo.folder import RECIPE
+from softdimo.recipe import Loaded, Recipe
+from softdimo.recipe.model import Row
+from softdimo.recipe.shrink import walk
+from softdimo.spec import RecipeRef, Settings
+
+PATIENCE = 60.0
+"""Seconds that interrupted jobs get to save."""
+
+
+@dataclass
+class Need:
+    """Another recipe that must have run, and those that it needs itself (paths)."""
+
+    path: str
+    loaded: Loaded
+    needs: set[str] = field(default_factory=set)
+
+
+def references(settings: Settings | None) -> list[str]:
+    """Paths of the recipes that settings refer to, in order, each once."""
+    if settings is None:
+        return []
+    return list(dict.fromkeys(s.recipe for _, s in walk(settings) if isinstance(s, RecipeRef)))
+
+
+def for_training(recipe: Recipe) -> list[str]:
+    """Recipes that `train:` needs: everything but the rows and rewards of `eval:` and `search:`."""
+    return references(recipe.model_copy(update={"eval": None, "search": None}))
+
+
+def needed(loaded: Loaded) -> dict[str, Need]:
+    """Every recipe that must run before this one is whole, by path, dependencies first."""
+    found: dict[str, Need] = {}
+
+    def visit(path: str) -> None:
+        if path in found:
+            return
+        other = recipes.load(path, smoke=loaded.smoke)
+        inner = for_training(other.recipe)
+        for reference in inner:
+            visit(reference)
+        found[path] = Need(path, other, set(inner))
+
+    for reference in references(loaded.recipe):
+        visit(reference)
+    return found
+
+
+@dataclass
+class Job:
+    """One process: arguments of `python -m softdimo.worker`, and the jobs that must end before it starts."""
+
+    name: str
+    arguments: Sequence[str]
+    needs: set[str]
+
+
+def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str], trained: bool) -> list[Job]:
+    """The jobs of a run: other recipes that are not `cached`, its own training, rows that need none of its students.
+
+    Those that most others wait for come first.
+    """
+    others = needed(loaded)
+    jobs = [Job(p, ["ensure", p, str(runs)], need.needs - cached) for p, need in others.items() if p not in cached]
+    resolved = str(folder / RECIPE)
+    if loaded.recipe.train is not None and not trained:
+        jobs.append(Job("train", ["train", resolved, str(folder)], set(for_training(loaded.recipe)) - cached))
+    if loaded.recipe.eval is not None:
+        table = loaded.recipe.eval
+        for rows in _shares(table.rows, workers):
+            part = table.model_copy(update={"rows": tuple(table.rows[i] for i in rows)})
+            base = loaded.recipe.model_copy(update={"train": None, "search": None, "eval": part})
+            needs = set(references(base)) - cached
+            numbers = [str(i) for i in rows]
+            jobs.append(Job("rows " + ", ".join(numbers), ["rows", resolved, str(folder), *numbers], needs))
+    return sorted(jobs, key=lambda job: -_height(job.name, jobs))
+
+
+def _height(name: str, jobs: Sequence[Job]) -> int:
+    """Length of the longest chain of jobs that wait for this one."""
+    return 1 + max((_height(job.name, jobs) for job in jobs if name in job.needs), default=0)
+
+
+def _shares(rows: Sequence[Row], workers: int) -> list[list[int]]:
+    """Rows of real images, reconstructions and teachers in up to `workers` groups of about the same cost."""
+    cost = {
+        i: row.sampler.passes() if row.sampler is not None else 1.0  # type: ignore[attr-defined]
+        for i, row in enumerate(rows)
+        if row.of != "student"
+    }
+    groups: list[list[int]] = [[] for _ in range(workers)]
+    for i in sorted(cost, key=lambda i: -cost[i]):
+        min(groups, key=lambda group: sum(cost[j] for j in group)).append(i)
+    return [sorted(group) for group in groups if group]
+
+
+def run(jobs: Sequence[Job], workers: int, threads: int) -> None:
+    """Run jobs, earlier ones first where there is a choice, at most `workers` at a time.
+
+    The first failure stops the rest (they save) and is raised with the job's own message. A signal is passed on.
+    """
+    waiting, running, done = list(jobs), {}, set[str]()
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SOFTDIMO_THREADS": str(threads)}
+    with _signals() as stop:
+        while waiting or running:
+            for job in [j for j in waiting if j.needs <= done][: workers - len(running)]:
+                waiting.remove(job)
+                running[job.name] = _Process(job, environment)
+            for name, process in list(running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del running[name]
+                if code != 0:
+                    _end(running)
+                    raise process.error(code)
+                done.add(name)
+            if stop.is_set():
+                _end(running)
+                raise Interrupted("stopped; everything is saved. Run the same command with --resume to go on")
+            time.sleep(0.05)
+
+
+class _Process:
+    """A running job; its errors are kept, its other output is passed on."""
+
+    def __init__(self, job: Job, environment: dict[str, str]) -> None:
+        self.job = job
+        self._said: list[str] = []
+        command = [sys.executable, "-m", "softdimo.worker", *job.arguments]
+        self.popen = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
+        assert self.popen.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self.popen.stdout,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            if line.startswith("error: "):
+                self._said.append(line.removeprefix("error: "))
+            elif self._said:
+                self._said.append(line)
+            else:
+                print(line, end="", file=sys.stderr, flush=True)
+
+    def poll(self) -> int | None:
+        """Exit code when the process has ended and its output is read."""
+        code = self.popen.poll()
+        if code is not None:
+            self._reader.join(5)
+            if self.popen.stdout is not None:
+                self.popen.stdout.close()
+        return code
+
+    def error(self, code: int) -> SoftdimoError:
+        """What went wrong, as the job said it."""
+        text = "".join(self._said).strip() or f"it ended with code {code}"
+        found = SoftdimoError(f"{self.job.name}: {text}")
+        found.code = code if 0 < code < 128 else 1
+        return found
+
+
+def _end(running: dict[str, _Process]) -> None:
+    """Ask every running job to save and stop, and wait for it."""
+    for process in running.values():
+        with contextlib.suppress(ProcessLookupError):
+            process.popen.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    for process in running.values():
+        try:
+            process.popen.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
+        process.poll()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parts_folder(folder: Path) -> Path:
+    """Where jobs leave rows of the table for the run to gather."""
+    return folder / ".parts"

@@ -1,0 +1,157 @@
+"""`eval:` and `search:` sections -> built pieces -> eval.json and search.json in the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel
+
+from softdimo import recipe as recipes
+from softdimo.build import PRODUCT, Components, locate
+from softdimo.errors import RecipeError
+from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests
+from softdimo.files import load_strict, read_weights, write_json
+from softdimo.kinds import Metric, Sampler, Search, Teacher
+from softdimo.recipe import Loaded, Recipe
+from softdimo.recipe.model import Row
+from softdimo.searching import SearchPieces, search
+from softdimo.spec import NetworkSpec, RecipeRef, Weights
+
+Say = Callable[[str], None]
+
+
+def evaluate_section(
+    loaded: Loaded, folder: Path, parts: Components, say: Say, product: Path | None = None, path: Path | None = None
+) -> None:
+    """Measure the recipe's rows; `product` is the student just trained (the folder's own by default).
+
+    With `path`, only a part of the table is measured and written there, for `gather`.
+    """
+    settings = parts.recipe.eval
+    assert settings is not None
+    product = product or folder / PRODUCT
+    rows = [_subject(row, parts, product) for row in settings.rows]
+
+    def metrics() -> Mapping[str, Metric]:
+        made = {}
+        for spec in settings.metrics:
+            name = getattr(spec, "name", "") or spec.use.split(":")[-1]
+            while name in made:
+                name += "'"
+            made[name] = cast(Metric, spec.build(parts.context()))
+        return made
+
+    pieces = Pieces(
+        data=parts.data,
+        metrics=metrics,
+        rows=rows,
+        tokenizer=parts.tokenizer,
+        device=parts.device,
+        forbidden=network_digests(_played(loaded, parts)),
+    )
+    evaluate(
+        pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
+        seeds=settings.seeds, batch_size=settings.batch_size,
+        progress=_telling(say),
+    )  # fmt: skip
+
+
+def gather(folder: Path, target: Path) -> None:
+    """Put rows that were measured apart into `target`, where `evaluate` finds them by their keys."""
+    found: dict[str, dict[str, object]] = {}
+    for path in [target, *sorted(folder.glob("eval-*.json"))]:
+        if path.is_file():
+            part = json.loads(path.read_text(encoding="utf-8"))
+            found |= {row["key"]: row for row in part["rows"]}
+    if found:
+        write_json(target, {"rows": list(found.values())})
+
+
+def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, product: Path | None = None) -> None:
+    """Compare the recipe's searches."""
+    settings = parts.recipe.search
+    assert settings is not None
+    net = student(parts, settings.weights, product or folder / PRODUCT)
+    pieces = SearchPieces(
+        net=net,
+        tokenizer=parts.require_tokenizer(),
+        init=parts.recipe.init,
+        data=parts.data,
+        score=parts.make(settings.score),
+        methods={m.name: cast(Search, m.search.build(parts.context())) for m in settings.methods},
+        held_out={h.name: parts.make(h.reward) for h in settings.held_out},
+        device=parts.device,
+    )
+    search(
+        pieces, folder, conditions=settings.conditions, batch_size=settings.batch_size, seed=parts.recipe.seed,
+        progress=_telling(say),
+    )  # fmt: skip
+
+
+def student(parts: Components, weights: Weights | None, product: Path) -> Teacher:
+    """A student in evaluation mode: of the given weights, or the one just trained."""
+    path = product if weights is None else locate(weights, parts.ensure)
+    if weights is None and (parts.recipe.train is None or parts.recipe.train.network != "student"):
+        raise RecipeError("this recipe trains no student, so a row of one needs `weights:`")
+    net = parts.context().copy_teacher().requires_grad_(False).eval()
+    load_strict(net, read_weights(path), path)
+    return net
+
+
+def _subject(row: Row, parts: Components, product: Path) -> Subject:
+    net: Teacher | None = None
+    if row.of == "student":
+        net = student(parts, row.weights, product)
+    elif row.of == "teacher":
+        net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
+    sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(parts.context()))
+    return Subject(row.name, row.of, net, sampler, row.decode)
+
+
+def _played(loaded: Loaded, parts: Components) -> dict[str, object]:
+    """Networks that trained what is measured: the teacher, and those inside the terms of every student's recipe."""
+    found: dict[str, object] = {} if parts.teacher is None else {"the teacher": parts.teacher}
+    for path, recipe in _recipes(loaded.recipe, loaded.path.stem, loaded.smoke, {}):
+        for term in recipe.train.terms if recipe.train is not None else ():
+            for spec in _inside(term):
+                if isinstance(spec, NetworkSpec) and spec.weights is not None:
+                    found[f"`{spec.use}` of the term `{term.name}` in {path}"] = parts.make(spec)
+    return found
+
+
+def _recipes(recipe: Recipe, name: str, smoke: bool, seen: dict[str, Recipe]) -> Iterator[tuple[str, Recipe]]:
+    """The recipe, and those of the students that it starts from or measures."""
+    yield name, recipe
+    refs: list[Weights | None] = [row.weights for row in recipe.eval.rows] if recipe.eval is not None else []
+    if recipe.train is not None:
+        refs.append(recipe.train.start.from_)
+    for ref in refs:
+        if isinstance(ref, RecipeRef) and ref.recipe not in seen:
+            seen[ref.recipe] = recipes.load(ref.recipe, smoke=smoke).recipe
+            yield from _recipes(seen[ref.recipe], Path(ref.recipe).stem, smoke, seen)
+
+
+def _inside(settings: BaseModel) -> Iterator[BaseModel]:
+    yield settings
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, BaseModel):
+                yield from _inside(item)
+
+
+def _telling(say: Say, every: float = 10.0) -> Progress:
+    """Say at most every `every` seconds what is being measured."""
+    last = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > every:
+            last = time.monotonic()
+            say(f"measuring {what}: {done}/{total}")
+
+    return progress
