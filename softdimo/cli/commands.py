@@ -163,7 +163,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another run folder.", show_default=False)],
 ) -> None:
-    """Show how two runs differ: settings, metrics, speed."""
+    """Show how two runs differ: settings, versions, metrics, search."""
     from softdimo.compare import compare as compare_runs
 
     compare_runs(a, b)

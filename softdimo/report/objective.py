@@ -10,6 +10,15 @@ from softdimo.errors import PluginError
 from softdimo.report.equation import weighted_sum
 from softdimo.report.scale import number
 
+FITS = {
+    "teacher": (
+        "E_t E_{x_t ~ q(x_t | x_0)} mean_{masked i} -log p_phi(x_0^i | x_t, c)",
+        "cross-entropy of masked diffusion, Di[M]O (arXiv 2503.15457)",
+    ),
+    "features": ("-E[log p(label | image)]", "cross-entropy of the labels, unless the network says otherwise"),
+}
+"""Objective and source of networks that are trained on data; a tokenizer's loss is its own."""
+
 
 @dataclass(frozen=True)
 class TermView:

@@ -38,7 +38,7 @@ class GAN(LossSpec):
         """A discriminator with a frozen trunk: there and back for the student, real and generated for the heads."""
         if not getattr(self.discriminator, "trunk", False):
             return {}
-        return {"discriminator's trunk, for the student": 2.0, "for its heads": 2.0 / self.player.every}
+        return {"frozen trunk, student's turn": 2.0, "frozen trunk, critic's turn": 2.0 / self.player.every}
 
     def build(self, context: Context) -> GANTerm:
         """The term, owning its discriminator."""
