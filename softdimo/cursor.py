@@ -83,7 +83,7 @@ class TokenSource:
         self.source = source
         tokens, labels = [], []
         with torch.inference_mode():
-            for index in torch.arange(len(source)).split(batch):
+            for index in torch.split(torch.arange(len(source)), batch):
                 real = source.get(index)
                 if real.images is None:
                     raise DataError("this data gives no images to encode")

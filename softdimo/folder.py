@@ -102,10 +102,12 @@ def _version(name: str) -> str | None:
 def _git() -> str | None:
     """Commit of the source tree that softdimo runs from, with `+` when it has changes."""
     here = Path(__file__).resolve().parent
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
     try:
-        ask = lambda *words: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
         return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -122,7 +122,8 @@ def run(jobs: Sequence[Job], workers: int, threads: int) -> None:
 
     The first failure stops the rest (they save) and is raised with the job's own message. A signal is passed on.
     """
-    waiting, running, done = list(jobs), {}, set[str]()
+    waiting, done = list(jobs), set[str]()
+    running: dict[str, _Process] = {}
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SOFTDIMO_THREADS": str(threads)}
     with _signals() as stop:
         while waiting or running:

@@ -119,8 +119,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return Batch(self.cond.to(device), move(self.images), move(self.tokens))
+        images = None if self.images is None else self.images.to(device)
+        tokens = None if self.tokens is None else self.tokens.to(device)
+        return Batch(self.cond.to(device), images, tokens)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed buffers: on CPUs, returning every large tensor to the kernel costs a third of the time."""
+    """Ask glibc to keep freed buffers: on CPUs, returning large tensors to the kernel costs a third of the time."""
     if sys.platform != "linux":
         return
     try:

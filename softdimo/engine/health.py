@@ -9,20 +9,22 @@ def health(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Short statements about the latest log row, worst first; empty when there is nothing to say."""
     if not rows:
         return []
-    now, warn, fine = rows[-1], [], []
+    now = rows[-1]
+    warn: list[str] = []
+    fine: list[str] = []
     for name in dict.fromkeys(k.split("/")[0] for k in now if "/" in k):
-        get = lambda key, name=name: now.get(f"{name}/{key}")  # noqa: E731
-        student, teacher, auxiliary = get("student_entropy"), get("teacher_entropy"), get("auxiliary_entropy")
+        term = {k.removeprefix(f"{name}/"): v for k, v in now.items() if k.startswith(f"{name}/")}
+        student, teacher = term.get("student_entropy"), term.get("teacher_entropy")
         if student is not None and teacher is not None:
             text = f"token entropy {student:.2f} nats (teacher at x_t {teacher:.2f})"
             (warn if student < 0.02 else fine).append(text + (": the student has collapsed" if student < 0.02 else ""))
-        divergence, ce = get("divergence"), get("auxiliary_ce")
-        if divergence is not None and auxiliary is not None and ce is not None:
+        auxiliary, ce = term.get("auxiliary_entropy"), term.get("auxiliary_ce")
+        if auxiliary is not None and ce is not None:
             lag = ce - auxiliary
             text = f"auxiliary lag {lag:+.2f} nats (its cross-entropy on student samples above its entropy)"
             late = lag > 0.5
             (warn if late else fine).append(text + (": it trails the student; raise its lr or updates" if late else ""))
-        real, fake = get("real"), get("fake")
+        real, fake = term.get("real"), term.get("fake")
         if real is not None and fake is not None:
             text = f"D(real) {real:.2f}, D(generated) {fake:.2f}"
             if real > 0.95 and fake < 0.05:
@@ -37,7 +39,9 @@ def health(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _rewards(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], list[str]]:
     """Optimized against held-out rewards: hacking is one rising while the other falls."""
-    now, warn, fine = rows[-1], [], []
+    now = rows[-1]
+    warn: list[str] = []
+    fine: list[str] = []
     terms = dict.fromkeys(k.split("/")[0] for k in now if "/held_out/" in k)
     for term in terms:
         watched = [k for k in now if k.startswith(f"{term}/held_out/")]

@@ -24,7 +24,7 @@ class Log:
         self._columns = 0
         self._board: Any = None
         if tensorboard:
-            from lightning_fabric.loggers import TensorBoardLogger
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             self._board = TensorBoardLogger(folder, name="tensorboard", version="")
 

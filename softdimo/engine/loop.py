@@ -81,7 +81,8 @@ class Loop:
         """True on every rank if it is true on one."""
         if self.fabric.world_size == 1:
             return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum") > 0)
+        votes = self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum")
+        return bool(torch.as_tensor(votes).item() > 0)
 
     def _save(self, done: int, log: Log) -> None:
         folder = self.folder / "checkpoints"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 
 from softdimo import spec
@@ -48,7 +49,9 @@ class Player:
         for method in ("embed", "soften", "loss"):
             if hasattr(raw, method):
                 self.module.mark_forward_method(method)
-        self.optimizer = fabric.setup_optimizers(make_optimizer(settings.optimizer, self.module))
+        self.optimizer = cast(
+            _FabricOptimizer, fabric.setup_optimizers(make_optimizer(settings.optimizer, self.module))
+        )
         self.pending = 0
         """Turns whose gradients wait for the optimizer step (accumulation)."""
 
@@ -67,9 +70,9 @@ class Player:
         self.pending += 1
         if self.pending < self.settings.accumulate:
             return None
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
         if self.pending > 1:
-            torch._foreach_div_([p.grad for p in parameters], float(self.pending))
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_div_(gradients, float(self.pending))
         self.pending = 0
         limit = self.settings.clip
         norm = self.fabric.clip_gradients(

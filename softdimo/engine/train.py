@@ -89,7 +89,7 @@ class Training:
             return self._distillation(rng)
         spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[settings.network]
         if spec is None:
-            raise RecipeError(f"train.network is {settings.network}, but the recipe has no `{settings.network}:` section")
+            raise RecipeError(f"train.network is {settings.network}, but the recipe has no section of that name")
         network = parts.fresh(spec)
         parts.load(network, spec)
         network.requires_grad_(True)

@@ -53,13 +53,14 @@ class PixelHeads(Discriminator):
     def __init__(self, backbone: nn.Module, classes: int, spec: Pixels) -> None:
         super().__init__()
         self.spec = spec
-        self._fixed = (backbone,) if spec.frozen else ()
+        self._fixed: list[nn.Module] = [backbone] if spec.frozen else []  # frozen: held, not registered
         self.backbone = None if spec.frozen else backbone
         widths: list[int] = backbone.feature_info.channels()  # type: ignore[operator, union-attr]
         self.heads = nn.ModuleList(nn.Conv2d(w, 1, 1) for w in widths)
+        self.null = classes
         self.classes = nn.ModuleList(nn.Embedding(classes + 1, w) for w in widths)
-        for table in self.classes:
-            nn.init.zeros_(table.weight)  # type: ignore[arg-type]
+        for table in self.classes.parameters():
+            nn.init.zeros_(table)
 
     def forward(self, x: Tensor, ratio: PerSample, cond: Cond) -> Tensor:
         """Mean over positions of each stage's score; the ratio is not used."""
@@ -70,7 +71,8 @@ class PixelHeads(Discriminator):
         if self.spec.norm == "keep" or self.spec.frozen:
             backbone.eval()
         scores = []
+        labels = torch.where(cond.labels < 0, self.null, cond.labels)
         for h, head, table in zip(backbone(2 * x - 1), self.heads, self.classes, strict=True):
-            row = table(torch.where(cond.labels < 0, table.num_embeddings - 1, cond.labels))
+            row = table(labels)
             scores.append(head(h).mean((1, 2, 3)) + (h.mean((2, 3)) * row).sum(-1))
         return torch.stack(scores, -1)

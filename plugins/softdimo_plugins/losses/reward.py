@@ -66,7 +66,8 @@ class RewardTerm:
         """Minus the weighted sum of the mean rewards of the soft decode."""
         images = roll.images
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        loss, logs = roll.logits.new_zeros(()), {}
+        loss = roll.logits.new_zeros(())
+        logs: Logs = {}
         for entry, reward in self.optimized:
             score = reward(images, roll.cond)
             logs[entry.name or entry.reward.use] = score.detach().mean()
