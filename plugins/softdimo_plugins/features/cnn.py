@@ -13,6 +13,7 @@ from torch.nn import functional
 from softdimo.kinds import Cond, Context, Features, ImageShape, Logs
 from softdimo.shapes import Image
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
+from softdimo_plugins.layers import ChannelsLast
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue."""
@@ -62,20 +63,17 @@ class CNNFeatures(Features):
     def __init__(self, spec: CNN, image: ImageShape, classes: int) -> None:
         super().__init__()
         self.spec, self.image, self.width = spec, image, spec.features
-        size = (image.H, image.W)
+        size, before = (image.H, image.W), image.C
         layers: list[nn.Module] = []
-        before = image.C
         for i in range(spec.depth):
             after = min(i + 1, 3) * spec.width
-            stride = 2 if min(size) >= (16 if i == 0 else 5) and i != 2 else 1
-            layers += [
-                nn.Conv2d(before, after, 3, stride if i != 1 else 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
-            if i == 1 and stride == 2:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            size, before = ((size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride), after
+            halve = i != 2 and min(size) > (15 if i == 0 else self.CELLS)
+            layers.append(nn.Conv2d(before, after, 3, 2 if halve and i != 1 else 1, 1, bias=False))
+            layers += [*([] if i else [ChannelsLast()]), nn.BatchNorm2d(after), nn.ReLU()]
+            if halve:
+                layers += [nn.MaxPool2d(2, ceil_mode=True)] if i == 1 else []
+                size = (-(-size[0] // 2), -(-size[1] // 2))
+            before = after
         cells = (min(size[0], self.CELLS), min(size[1], self.CELLS))
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(cells), nn.Flatten())
         self.narrow = nn.Linear(before * cells[0] * cells[1], spec.features)
@@ -86,7 +84,7 @@ class CNNFeatures(Features):
         img = to_channels(img, self.image.C)
         if img.shape[2:] != self.image[1:]:
             img = functional.interpolate(img, self.image[1:], mode="bilinear", antialias=True)
-        out: Tensor = self.trunk(img.contiguous(memory_format=torch.channels_last) * 2 - 1)
+        out: Tensor = self.trunk(2 * img - 1)
         return out
 
     def forward(self, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:

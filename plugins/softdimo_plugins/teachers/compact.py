@@ -15,7 +15,7 @@ from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec
-from softdimo_plugins.precision import full_precision
+from softdimo_plugins.layers import full_precision
 
 SHORT = 256
 """On a CPU, sequences up to this length are faster with explicit attention."""

@@ -15,7 +15,7 @@ from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, ImageShape, Logs, Tokenizer, TokenShape
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
-from softdimo_plugins.precision import full_precision
+from softdimo_plugins.layers import ChannelsLast, full_precision
 from softdimo_plugins.tokenizers.codebook import Codebook
 
 
@@ -98,10 +98,10 @@ def encoder(channels: int, width: int, dim: int, halvings: int, strided: bool) -
         before = channels
         for i in range(halvings):
             after = min(2, i + 1) * width
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
+            layers += [nn.Conv2d(before, after, 4, 2, 1), *([] if i else [ChannelsLast()]), nn.SiLU()]
             before = after
     else:
-        layers += [nn.Conv2d(channels, 2 * width, 2**halvings, 2**halvings), nn.SiLU()]
+        layers += [nn.Conv2d(channels, 2 * width, 2**halvings, 2**halvings), ChannelsLast(), nn.SiLU()]
         before = 2 * width
     return nn.Sequential(
         *layers,
