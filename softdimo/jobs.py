@@ -34,37 +34,36 @@ PATIENCE = 60.0
 class Need:
     """Another recipe that must have run, and those that it needs itself (paths)."""
 
-    path: str
+    ref: RecipeRef
     loaded: Loaded
     needs: set[str] = field(default_factory=set)
+    """Keys of their references."""
 
 
-def references(settings: Settings | None) -> list[str]:
-    """Paths of the recipes that settings refer to, in order, each once."""
-    if settings is None:
-        return []
-    return list(dict.fromkeys(s.recipe for _, s in walk(settings) if isinstance(s, RecipeRef)))
+def references(settings: Settings) -> dict[str, RecipeRef]:
+    """References to other recipes inside settings, in order, by key."""
+    return {s.key: s for _, s in walk(settings) if isinstance(s, RecipeRef)}
 
 
-def for_training(recipe: Recipe) -> list[str]:
-    """Recipes that `train:` needs: everything but the rows and rewards of `eval:` and `search:`."""
+def for_training(recipe: Recipe) -> dict[str, RecipeRef]:
+    """What `train:` needs: everything but the rows and rewards of `eval:` and `search:`."""
     return references(recipe.model_copy(update={"eval": None, "search": None}))
 
 
 def needed(loaded: Loaded) -> dict[str, Need]:
-    """Every recipe that must run before this one is whole, by path, dependencies first."""
+    """Every recipe that must run before this one is whole, by reference, dependencies first."""
     found: dict[str, Need] = {}
 
-    def visit(path: str) -> None:
-        if path in found:
+    def visit(ref: RecipeRef) -> None:
+        if ref.key in found:
             return
-        other = recipes.load(path, smoke=loaded.smoke)
+        other = recipes.load_ref(ref, loaded.smoke)
         inner = for_training(other.recipe)
-        for reference in inner:
+        for reference in inner.values():
             visit(reference)
-        found[path] = Need(path, other, set(inner))
+        found[ref.key] = Need(ref, other, set(inner))
 
-    for reference in references(loaded.recipe):
+    for reference in references(loaded.recipe).values():
         visit(reference)
     return found
 
@@ -76,6 +75,7 @@ class Job:
     name: str
     arguments: Sequence[str]
     needs: set[str]
+    title: str
 
 
 def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str], trained: bool) -> list[Job]:
@@ -84,10 +84,17 @@ def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str
     Those that most others wait for come first.
     """
     others = needed(loaded)
-    jobs = [Job(p, ["ensure", p, str(runs)], need.needs - cached) for p, need in others.items() if p not in cached]
+    jobs = [
+        Job(
+            key, ["ensure", need.ref.recipe, str(runs), *need.ref.overrides], need.needs - cached, need.loaded.path.stem
+        )
+        for key, need in others.items()
+        if key not in cached
+    ]
     resolved = str(folder / RECIPE)
     if loaded.recipe.train is not None and not trained:
-        jobs.append(Job("train", ["train", resolved, str(folder)], set(for_training(loaded.recipe)) - cached))
+        needs = set(for_training(loaded.recipe)) - cached
+        jobs.append(Job("train", ["train", resolved, str(folder)], needs, "this run"))
     if loaded.recipe.eval is not None:
         table = loaded.recipe.eval
         for rows in _shares(table.rows, workers):
@@ -95,7 +102,8 @@ def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str
             base = loaded.recipe.model_copy(update={"train": None, "search": None, "eval": part})
             needs = set(references(base)) - cached
             numbers = [str(i) for i in rows]
-            jobs.append(Job("rows " + ", ".join(numbers), ["rows", resolved, str(folder), *numbers], needs))
+            shown = "rows " + " ".join(numbers)
+            jobs.append(Job(shown, ["rows", resolved, str(folder), *numbers], needs, shown))
     return sorted(jobs, key=lambda job: -_height(job.name, jobs))
 
 
@@ -181,7 +189,7 @@ class _Process:
     def error(self, code: int) -> SoftdimoError:
         """What went wrong, as the job said it."""
         text = "".join(self._said).strip() or f"it ended with code {code}"
-        found = SoftdimoError(f"{self.job.name}: {text}")
+        found = SoftdimoError(f"{self.job.title}: {text}")
         found.code = code if 0 < code < 128 else 1
         return found
 

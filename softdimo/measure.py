@@ -130,9 +130,9 @@ def _recipes(recipe: Recipe, name: str, smoke: bool, seen: dict[str, Recipe]) ->
     if recipe.train is not None:
         refs.append(recipe.train.start.from_)
     for ref in refs:
-        if isinstance(ref, RecipeRef) and ref.recipe not in seen:
-            seen[ref.recipe] = recipes.load(ref.recipe, smoke=smoke).recipe
-            yield from _recipes(seen[ref.recipe], Path(ref.recipe).stem, smoke, seen)
+        if isinstance(ref, RecipeRef) and ref.key not in seen:
+            seen[ref.key] = recipes.load_ref(ref, smoke).recipe
+            yield from _recipes(seen[ref.key], Path(ref.recipe).stem, smoke, seen)
 
 
 def _inside(settings: BaseModel) -> Iterator[BaseModel]:

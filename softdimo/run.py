@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from softdimo.errors import CheckpointError, RecipeError, WeightsError
 from softdimo.folder import RECIPE, RunFolder
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
-from softdimo.spec import RecipeRef
 
 Say = Callable[[str], None]
 
@@ -34,36 +33,27 @@ class Session:
     smoke: bool = False
     tensorboard: bool = False
     say: Say = print
-    _under_way: list[str] = field(default_factory=list)
 
     def parts(self, loaded: Loaded) -> Components:
         """Components of a recipe; other recipes that it names are run when their weights are asked for."""
-        return Components(loaded.recipe, self.fabric.device, self.ensure)
+        return Components(loaded.recipe, self.fabric.device, lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)))
 
-    def ensure(self, ref: RecipeRef) -> Path:
+    def ensure(self, loaded: Loaded) -> Path:
         """Run folder of another recipe's training, made once and cached by content."""
-        loaded = recipes.load(ref.recipe, smoke=self.smoke)
         folder = self.home(loaded)
         if (folder / PRODUCT).is_file():
             return folder
         if loaded.recipe.train is None:
             raise RecipeError(f"{loaded.path} has no `train:` section, so it makes no weights")
-        if ref.recipe in self._under_way:
-            circle = " -> ".join([*self._under_way, ref.recipe])
-            raise RecipeError(f"recipes need each other's weights in a circle: {circle}")
-        self._under_way.append(ref.recipe)
+        held = RunFolder(folder)
+        if self.fabric.is_global_zero:
+            held.hold()
         try:
-            held = RunFolder(folder)
-            if self.fabric.is_global_zero:
-                held.hold()
-            try:
-                if not (folder / PRODUCT).is_file():
-                    with torch.inference_mode(False), torch.enable_grad():
-                        self.train(loaded, held, self.parts(loaded), resume=True)
-            finally:
-                held.release()
+            if not (folder / PRODUCT).is_file():
+                with torch.inference_mode(False), torch.enable_grad():
+                    self.train(loaded, held, self.parts(loaded), resume=True)
         finally:
-            self._under_way.pop()
+            held.release()
         return folder
 
     def home(self, loaded: Loaded) -> Path:
@@ -167,7 +157,7 @@ def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> None:
     trained = (folder.path / PRODUCT).is_file()
     todo = jobs.plan(loaded, folder.path, session.runs, workers, cached, trained)
     if len(todo) > 1:
-        session.say(f"{len(todo)} jobs in {workers} processes: " + ", ".join(Path(job.name).stem for job in todo))
+        session.say(f"{len(todo)} jobs in {workers} processes: " + ", ".join(job.title for job in todo))
         jobs.run(todo, workers, max(1, (hardware.threads or cores) // workers))
     measure.gather(jobs.parts_folder(folder.path), folder.path / "eval.json")
 

@@ -5,6 +5,7 @@ A stateless component *is* its Spec; a stateful one is a Spec whose `build(conte
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,6 +165,20 @@ class RecipeRef(Settings):
 
     recipe: LocalPath
     """Path of the other recipe, relative to the file that names it."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of that recipe, `key.path: value`, as on the command line: `{seed: 1}`."""
+    same_data: bool = False
+    """Run it on this recipe's data set instead of its own."""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """`set` as the command line would say it."""
+        return tuple(f"{key}={json.dumps(value)}" for key, value in self.set.items())
+
+    @property
+    def key(self) -> str:
+        """Path and overrides: what tells two references apart."""
+        return " ".join((self.recipe, *self.overrides))
 
 
 Weights = LocalPath | RecipeRef

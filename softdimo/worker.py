@@ -28,15 +28,15 @@ def _work(what: str, recipe: str, folder: Path, rest: list[str]) -> None:
     from softdimo.folder import RunFolder
     from softdimo.jobs import parts_folder
     from softdimo.run import start_session
-    from softdimo.spec import RecipeRef
 
     threads = [f"hardware.threads={os.environ['SOFTDIMO_THREADS']}", "hardware.jobs=1"]
-    loaded = recipes.load(recipe, threads)
     quiet = lambda text: None  # noqa: E731
     if what == "ensure":
+        loaded = recipes.load(recipe, [*rest, *threads])
         session = start_session(loaded, folder, say=quiet)
-        session.ensure(RecipeRef(recipe=recipe))
+        session.ensure(loaded)
         return
+    loaded = recipes.load(recipe, threads)
     session = start_session(loaded, folder.parent, say=quiet)
     parts = session.parts(loaded)
     if what == "train":

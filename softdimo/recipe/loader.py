@@ -14,9 +14,9 @@ from softdimo.recipe.faults import at, translate
 from softdimo.recipe.layers import override, read
 from softdimo.recipe.model import Recipe
 from softdimo.recipe.nodes import Fault, Node
+from softdimo.recipe.shrink import rewrite, walk
 from softdimo.recipe.shrink import smoke as small
-from softdimo.recipe.shrink import walk
-from softdimo.spec import RecipeRef
+from softdimo.spec import RecipeRef, Settings
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), smoke: boo
     return _Reader(smoke).load(os.fspath(path), overrides, ())
 
 
+def load_ref(ref: RecipeRef, smoke: bool = False) -> Loaded:
+    """Load the recipe that a reference names, with the reference's overrides."""
+    return load(ref.recipe, ref.overrides, smoke)
+
+
+def _on_same_data(recipe: Recipe) -> Recipe:
+    """Write this recipe's data set into the references that ask for it, so that each stands for itself."""
+
+    def change(settings: Settings) -> Settings:
+        if isinstance(settings, RecipeRef) and settings.same_data and "data" not in settings.set:
+            data = recipe.data.model_dump(mode="json", by_alias=True)
+            return settings.model_copy(update={"set": settings.set | {"data": data}})
+        return settings
+
+    out: Recipe = rewrite(recipe, change)
+    return out
+
+
 @dataclass
 class _Reader:
     smoke: bool
@@ -58,9 +76,12 @@ class _Reader:
         try:
             recipe = Recipe.model_validate(tree.plain())
         except ValidationError as error:
-            raise _error(faults + translate(error, tree, Recipe)) from error
+            unreadable = {fault.path for fault in faults}
+            found = [fault for fault in translate(error, tree, Recipe) if fault.path not in unreadable]
+            raise _error(faults + found) from error
         if faults:
             raise _error(faults)
+        recipe = _on_same_data(recipe)
         path = Path(os.path.abspath(name))
         referred = self.references(recipe, tree, (*above, os.path.realpath(path)))
         files = dict.fromkeys([*sources, *(p for other in referred for p in other.sources)])
@@ -84,13 +105,13 @@ class _Reader:
                 faults.append(Fault(where.mark, (*path, "recipe"), f"{ref.recipe} does not exist"))
                 continue
             try:
-                if real not in self.done:
-                    self.done[real] = self.load(ref.recipe, (), chain)
+                if ref.key not in self.done:
+                    self.done[ref.key] = self.load(ref.recipe, ref.overrides, chain)
             except RecipeError as error:
                 messages.append(str(error))
                 continue
-            out.append(self.done[real])
-            trained = self.done[real].recipe.train
+            out.append(self.done[ref.key])
+            trained = self.done[ref.key].recipe.train
             if trained is None:
                 faults.append(Fault(where.mark, (*path, "recipe"), "has no `train:` section, so it makes no weights"))
             elif len(path) > 1 and path[-2] in _NETWORKS and trained.network != path[-2]:

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from softdimo import registry
-from softdimo.recipe.loader import load
+from softdimo.recipe.loader import load_ref
 from softdimo.recipe.model import Recipe
 from softdimo.recipe.nodes import Scalars
 from softdimo.recipe.shrink import walk
-from softdimo.spec import Spec
+from softdimo.spec import RecipeRef, Spec
 
 
 class _Dumper(yaml.SafeDumper):
@@ -22,7 +22,13 @@ class _Dumper(yaml.SafeDumper):
 
 
 Scalars.install(_Dumper)
-_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+_Dumper.add_multi_representer(
+    str,  # line ends other than \n would be folded where they are not escaped
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", str(text), style='"' if set(text) & set("\r\x85\u2028\u2029\ufeff") else None
+    ),
+)
+_Dumper.add_representer(str, _Dumper.yaml_multi_representers[str])
 _Dumper.add_representer(
     list,
     lambda dumper, items: dumper.represent_sequence(
@@ -75,10 +81,10 @@ def distributions(recipe: Recipe) -> list[str]:
 def _inline(value: Any, smoke: bool, done: dict[str, str]) -> Any:
     """Replace `{recipe: path}` by the hash of that recipe."""
     if isinstance(value, dict):
-        if set(value) == {"recipe"}:
-            path = value["recipe"]
-            if path not in done:
-                done[path] = _hash(load(path, smoke=smoke).recipe, smoke, done)
-            return {"recipe": done[path]}
+        if set(value) == set(RecipeRef.model_fields):
+            ref = RecipeRef.model_validate(value)
+            if ref.key not in done:
+                done[ref.key] = _hash(load_ref(ref, smoke).recipe, smoke, done)
+            return {"recipe": done[ref.key]}
         return {key: _inline(item, smoke, done) for key, item in value.items()}
     return [_inline(item, smoke, done) for item in value] if isinstance(value, list) else value

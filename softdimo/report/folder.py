@@ -150,7 +150,7 @@ class Folder:
 def references(value: Any) -> Iterator[str]:
     """Every `{recipe: path}` inside a recipe, in order."""
     if isinstance(value, dict):
-        if set(value) == {"recipe"} and isinstance(value["recipe"], str):
+        if {"recipe"} <= set(value) <= {"recipe", "set", "same_data"} and isinstance(value["recipe"], str):
             yield value["recipe"]
         else:
             for inner in value.values():
