@@ -22,8 +22,8 @@ _WANTED = {
     "mapping": "a mapping", "model": "a mapping", "none": "null", "path": "a path",
 }  # fmt: skip
 _LIMITS = {
-    "greater_than": "greater than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}", "finite_number": "finite", "multiple_of": "a multiple of {multiple_of}",
+    "greater_than": "greater than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}", "finite_number": "finite", "multiple_of": "a multiple of {multiple_of}",
     "string_too_short": "at least {min_length} characters long", "string_too_long": "at most {max_length} long",
     "string_pattern_mismatch": "text without `/`, `\\` and control characters, matching {pattern}",
 }  # fmt: skip
@@ -38,6 +38,8 @@ def translate(error: ValidationError, root: Node, model: type[BaseModel]) -> lis
     for raw in error.errors(include_url=False, include_input=False):
         details: Details = dict(raw)
         path, fork = _resolve(details, root)
+        if details["type"] == "too_short" and len(at(root, path).value) >= details["ctx"]["min_length"]:
+            continue  # an echo of faults in its items
         if fork is None:
             out.append(_fault(details, path, root, model))
         else:
@@ -144,10 +146,8 @@ def _unknown(key: str, owner: type[BaseModel] | None, model: type[BaseModel]) ->
     if owner is None:
         return "unknown key"
     known = [f.alias or name for name, f in owner.model_fields.items()]
-    near = suggest(key, known)
-    if not near:
-        homes = [dotted((*path, key)) for path, cls in _sections(model) if key in cls.model_fields and cls is not owner]
-        near = f"; did you mean `{homes[0]}`?" if homes else ""
+    homes = [dotted((*path, key)) for path, cls in _sections(model) if key in cls.model_fields and cls is not owner]
+    near = f"; did you mean `{homes[0]}`?" if homes else suggest(key, known)
     return f"unknown key{near} (known: {', '.join(known)})"
 
 

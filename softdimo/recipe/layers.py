@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from softdimo.recipe.faults import describe
 from softdimo.recipe.nodes import Fault, Mark, Node, parse
-from softdimo.registry import suggest
 
 MAX_DEPTH = 50
 """Keys in the path of an override."""
@@ -63,9 +63,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     if path.is_dir():
         return "is a folder"
     if isinstance(error, FileNotFoundError):
-        folder = path.parent
-        near = suggest(path.name, (p.name for p in folder.glob("*.y*ml"))) if folder.is_dir() else ""
-        return f"does not exist{near}"
+        files = {p.stem: p.name for p in path.parent.glob("*.y*ml")}
+        close = get_close_matches(path.stem, files, n=1)
+        return "does not exist" + (f"; did you mean `{files[close[0]]}`?" if close else "")
     return f"cannot be read ({error.strerror if isinstance(error, OSError) and error.strerror else error})"
 
 
@@ -115,8 +115,9 @@ def _assign(node: Node, done: tuple[str | int, ...], keys: tuple[str, ...], valu
         items = list(node.value)
         items[index] = _assign(items[index], (*done, index), rest, value, faults)
         return Node(items, node.mark, node.key)
-    inner = node.child(head) if isinstance(node.value, dict) else None
-    inside = _assign(inner or Node({}, value.mark, value.mark), (*done, head), rest, value, faults)
+    if not isinstance(node.value, dict):
+        node = Node({}, value.mark, value.mark)
+    inside = _assign(node.child(head) or Node({}, value.mark, value.mark), (*done, head), rest, value, faults)
     return merge(node, Node({head: inside}, node.mark, node.key))
 
 

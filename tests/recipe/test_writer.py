@@ -1,0 +1,137 @@
+"""Writing a recipe back, hashing its content, making it small."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softdimo.recipe import Recipe, content_hash, distributions, dump, load, smoke
+from tests.recipe.toy import STUDENT, Data, Sampler, Search, Teacher, Tokenizer
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text=STUDENT, *overrides, **options):
+        (tmp_path / "r.yaml").write_text(text)
+        return load(tmp_path / "r.yaml", overrides, **options).recipe
+
+    return read
+
+
+def test_dump_loads_back_to_an_equal_recipe_from_anywhere(read, tmp_path):
+    recipe = read(STUDENT, "title='1e-5'", "teacher.weights=hf://a/b/c", "tokenizer.weights=w.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/recipe.yaml").write_text(dump(recipe))
+    again = load(tmp_path / "elsewhere")
+    assert again.recipe == recipe
+    assert dump(again.recipe) == dump(recipe)
+    assert type(again.recipe.train.terms[1].discriminator) is type(recipe.train.terms[1].discriminator)
+
+
+def test_dump_writes_every_default(read):
+    plain = yaml.safe_load(dump(read()))
+    assert plain["train"]["player"]["optimizer"]["betas"] == [0.9, 0.999]
+    assert plain["train"]["start"]["from"] is None
+    assert plain["train"]["terms"][1]["discriminator"] == {"use": "toy_discriminator", "weights": None, "blocks": [0]}
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), ANY, max_size=4),
+)
+def test_whatever_a_recipe_holds_survives_writing_and_reading(tmp_path_factory, title, notes):
+    """Text that looks like a number, YAML's special characters, other scripts, deep values."""
+    recipe = Recipe.model_validate(
+        {
+            "title": title,
+            "data": {"use": "toy_data"},
+            "tokenizer": {"use": "toy_tokenizer"},
+            "teacher": {"use": "toy_teacher", "notes": notes},
+        }
+    )
+    file = tmp_path_factory.mktemp("d") / "r.yaml"
+    file.write_text(dump(recipe), encoding="utf-8")
+    assert load(file).recipe == recipe
+
+
+def test_recipes_made_in_python():
+    spec = Teacher(use="toy_teacher", width=4)
+    recipe = Recipe(title="t", data=Data(use="toy_data"), tokenizer=Tokenizer(use="toy_tokenizer"), teacher=spec)
+    assert recipe.teacher is spec
+    assert yaml.safe_load(dump(recipe))["teacher"]["width"] == 4
+
+
+def test_distributions(read):
+    assert distributions(read()) == ["toy"]
+
+
+SAME = ["title=Other", "hardware.threads=3", "hardware.devices=2", "train.log_every=7", "train.sample_every=7",
+        "train.checkpoint_minutes=9", "train.keep_checkpoints=9"]  # fmt: skip
+OTHER = ["seed=1", "train.iterations=11", "hardware.precision=bf16-mixed", "teacher.heads=4", "eval.samples=3",
+         "train.terms.0.weight=2", "search.conditions=3"]  # fmt: skip
+
+
+def test_hash_follows_what_results_depend_on(read):
+    mine = content_hash(read())
+    assert [content_hash(read(STUDENT, o)) == mine for o in SAME] == [True] * len(SAME)
+    others = [content_hash(read(STUDENT, o)) for o in OTHER]
+    assert len({mine, *others}) == len(OTHER) + 1
+
+
+def test_hash_is_stable():
+    """The same in every process and release that does not change the recipe's meaning."""
+    recipe = Recipe.model_validate({"title": "t", "data": {"use": "toy_data"}})
+    assert content_hash(recipe) == content_hash(recipe.model_copy(update={"title": "u"}))
+    assert len(content_hash(recipe)) == 64
+
+
+def test_hash_includes_the_recipes_referred_to_by_content(read, tmp_path):
+    other = STUDENT.replace("  iterations", "  network: teacher\n  iterations")
+    other = other[: other.index("  terms:")]
+    text = STUDENT.replace("  width: 8", "  weights: {recipe: NAME}")
+    (tmp_path / "a.yaml").write_text(other)
+    (tmp_path / "b.yaml").write_text("base: a.yaml\ntitle: same content, another file\n")
+    (tmp_path / "c.yaml").write_text("base: a.yaml\nseed: 5\n")
+    a, b, c = (content_hash(read(text.replace("NAME", f"{n}.yaml"))) for n in "abc")
+    assert a == b
+    assert a != c
+    recipe = read(text.replace("NAME", "a.yaml"))
+    assert content_hash(recipe, smoke=True) != content_hash(recipe)
+
+
+def test_smoke_is_small_and_valid(read, tmp_path):
+    loaded = load(_file(tmp_path), smoke=True)
+    recipe = loaded.recipe
+    assert loaded.smoke
+    assert (recipe.train.iterations, recipe.train.batch_size, recipe.eval.seeds) == (2, 4, (0, 1))
+    assert recipe.eval.samples <= 16
+    assert recipe.eval.batch_size <= recipe.eval.samples
+    assert recipe.search.conditions == recipe.search.batch_size == 2
+    assert [t.player.accumulate for t in recipe.train.terms] == [1, 1]
+    assert recipe.eval.rows[1].sampler == Sampler(use="toy_sampler", steps=1)
+    assert recipe.teacher == Teacher(use="toy_teacher", width=2)
+    assert recipe.search.methods[0].search == Search(use="toy_search")
+    assert smoke(recipe) == recipe
+    assert Recipe.model_validate(recipe.model_dump(by_alias=True)) == recipe
+
+
+def _file(folder):
+    (folder / "s.yaml").write_text(STUDENT)
+    return folder / "s.yaml"
+
+
+def test_smoke_leaves_what_is_small_already(read):
+    text = "title: t\ndata: {use: toy_data}\n"
+    assert read(text, smoke=True) == read(text)
