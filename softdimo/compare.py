@@ -65,7 +65,7 @@ class Comparison:
 def compare(a: Path, b: Path, console: Console | None = None) -> Comparison:
     """Print and return how two run folders differ: settings, versions, metrics by row, search by method.
 
-    A change of a metric counts as one when it exceeds the standard deviation of the difference over the seeds.
+    A change of a metric counts as one when it exceeds the standard deviation of the difference between seeds.
 
     Raises CheckpointError where one is no run folder, or the two were measured by unlike evaluators: the message says
     which fingerprint differs.
@@ -135,7 +135,7 @@ def _metrics(a: Table, b: Table) -> list[Delta]:
         other = others.get(row["name"])
         for name in a.metrics if other is not None else ():
             assert other is not None
-            x, y = a.mean(row, name), b.mean(other, name)
+            x, y = a.value(row, name), b.value(other, name)
             if math.isfinite(x) and math.isfinite(y):
                 noise = math.hypot(a.sd(row, name), b.sd(other, name))
                 shown = (a.cell(row, name), b.cell(other, name))
@@ -189,7 +189,7 @@ def _print(found: Comparison, names: tuple[str, str], console: Console) -> None:
     show("Settings", ("", *names), [(p, _cut(x), _cut(y)) for p, x, y in found.settings])
     show("Versions", ("", *names), [(p, _cut(x), _cut(y)) for p, x, y in found.versions])
     deltas = ("", "metric", *names, "change", "")
-    show("Metrics, mean ± sd over seeds", deltas, [_cells(d) for d in found.metrics if d.change])
+    show("Metrics, ± standard deviation of the seeds' shares", deltas, [_cells(d) for d in found.metrics if d.change])
     show("Search, mean ± standard error", deltas, [_cells(d) for d in found.search if d.change])
     if same := sum(not d.change for d in found.metrics + found.search):
         console.print(f"{same} of {len(found.metrics + found.search)} numbers are the same in both.")

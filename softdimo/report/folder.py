@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from softdimo.errors import CheckpointError
+from softdimo.errors import CheckpointError, SoftdimoError
 
 Json = dict[str, Any]
 
@@ -98,41 +98,18 @@ class Folder:
         return Log(order, {n: c for n, c in columns.items() if any(math.isfinite(v) for v in c)})
 
     @cached_property
-    def parents(self) -> list[Folder]:
-        """Runs that made this run's networks and were cached, nearest last; each appears once in a lineage."""
-        found: dict[str, Folder] = {}
-        recorded = self.lock.get("sources", {})
-        for name in references(self.recipe):
-            path = recorded.get(name) if isinstance(recorded, dict) else None
-            folder = Path(path) if path else self._cached(Path(name).stem)
-            if folder is not None and not folder.is_absolute():
-                folder = (self.path / folder).resolve()
-            if folder is not None and folder.is_dir() and folder.resolve() != self.path.resolve():
-                found.setdefault(str(folder.resolve()), Folder(folder))
-        return list(found.values())
+    def stages(self) -> list[Stage]:
+        """The cached runs that this one rests on, dependencies first, and itself last.
 
-    def lineage(self) -> list[Folder]:
-        """Every ancestor before this run, ancestors first, this run last."""
-        out: dict[str, Folder] = {}
+        They are found by the content of the recipes; where those are gone, by name, if only one run has that name.
+        """
+        from softdimo.lineage import ancestry
 
-        def visit(folder: Folder, above: tuple[str, ...]) -> None:
-            key = str(folder.path.resolve())
-            if key in above or key in out:
-                return
-            for parent in folder.parents:
-                visit(parent, (*above, key))
-            out[key] = folder
-
-        visit(self, ())
-        return list(out.values())
-
-    def _cached(self, stem: str) -> Path | None:
-        """The one cached run of a recipe called `stem`; None where there is none, or more than one."""
-        for base in (self.path.parent / "cache", self.path.parent):
-            found = [p for p in base.glob(f"{stem}-*") if p.name.rpartition("-")[0] == stem and p.is_dir()]
-            if len(found) == 1:
-                return found[0]
-        return None
+        try:
+            found = [Stage(Folder(path), made) for path, made in ancestry(self.path)]
+        except SoftdimoError:
+            found = _by_name(self, top=True, seen={self.path.resolve()})
+        return [*found, Stage(self, made=True)]
 
     def _read(self, name: str, parse: Any) -> Json:
         file = self.path / name
@@ -147,8 +124,17 @@ class Folder:
         return value
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A run in the history of another one."""
+
+    folder: Folder
+    made: bool
+    """Whether the training needed it; else only the measurements did."""
+
+
 def references(value: Any) -> Iterator[str]:
-    """Every `{recipe: path}` inside a recipe, in order."""
+    """Path of every `{recipe: path}` inside a part of a recipe, in order."""
     if isinstance(value, dict):
         if {"recipe"} <= set(value) <= {"recipe", "set", "same_data"} and isinstance(value["recipe"], str):
             yield value["recipe"]
@@ -158,6 +144,27 @@ def references(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from references(inner)
+
+
+def _by_name(folder: Folder, top: bool, seen: set[Path]) -> list[Stage]:
+    """Stages by the names of recipes; only the run itself (`top`) counts what it is measured with."""
+    parts = [(True, ("tokenizer", "teacher", "features", "train")), (False, ("eval", "search"))][: 2 if top else 1]
+    out: list[Stage] = []
+    for made, keys in parts:
+        for name in references({key: folder.recipe.get(key) for key in keys}):
+            path = _named(folder.path, Path(name).stem)
+            if path is not None and path.resolve() not in seen:
+                seen.add(path.resolve())
+                found = Folder(path)
+                out += [Stage(stage.folder, made) for stage in _by_name(found, False, seen)] + [Stage(found, made)]
+    return out
+
+
+def _named(run: Path, stem: str) -> Path | None:
+    """The one cached run of a recipe called `stem`; None where there is none, or more than one."""
+    base = run.parent if run.parent.name == "cache" else run.parent / "cache"
+    found = [p for p in base.glob(f"{stem}-*") if p.name.rpartition("-")[0] == stem and p.is_dir()]
+    return found[0] if len(found) == 1 else None
 
 
 def _number(cell: str) -> float:

@@ -62,16 +62,16 @@ def headline(folder: Folder) -> Headline | None:
     """The student of this run against its teacher; None where there is no student row with the leading metric."""
     table = Table(folder.evaluation)
     metric = table.headline
-    students = [r for r in table.of("student") if math.isfinite(table.mean(r, metric))]
+    students = [r for r in table.of("student") if math.isfinite(table.value(r, metric))]
     if not students:
         return None
     student = _own(folder, students)
     teachers = sorted(
-        (r for r in table.of("teacher") if math.isfinite(table.mean(r, metric))),
+        (r for r in table.of("teacher") if math.isfinite(table.value(r, metric))),
         key=lambda r: float(r.get("passes") or 0),
     )
     sign = 1 if lower_is_better(metric) else -1
-    best = min(teachers, key=lambda r: sign * table.mean(r, metric), default=None)
+    best = min(teachers, key=lambda r: sign * table.value(r, metric), default=None)
     naive = teachers[0] if teachers and teachers[0] is not best else None
     return Headline(metric, student, best, naive, _verdict(table, metric, student, teachers, sign))
 
@@ -87,30 +87,30 @@ def _own(folder: Folder, students: list[Row]) -> Row:
 def _verdict(table: Table, metric: str, student: Row, teachers: list[Row], sign: int) -> str:
     if not teachers:
         return ""
-    mine, shown = table.mean(student, metric), LABELS.get(metric, metric.replace("_", " "))
-    level = [r for r in teachers if sign * table.mean(r, metric) <= sign * mine]
-    worse = [r for r in teachers if sign * table.mean(r, metric) > sign * mine]
+    mine, shown = table.value(student, metric), LABELS.get(metric, metric.replace("_", " "))
+    level = [r for r in teachers if sign * table.value(r, metric) <= sign * mine]
+    worse = [r for r in teachers if sign * table.value(r, metric) > sign * mine]
     one = float(student.get("passes") or 1)
     pass_word = "One pass of the student" if one == 1 else f"The student's {one:g} passes"
     if not level:
         last = worse[-1]
         return (
             f"{pass_word} {'is' if one == 1 else 'are'} ahead of every teacher row, up to {passes(last)} passes "
-            f"({shown} {number(mine)} against {number(table.mean(last, metric))})."
+            f"({shown} {number(mine)} against {number(table.value(last, metric))})."
         )
     reach = level[0]
     cost = float(reach.get("passes") or 0)
     said = f"The teacher needs {cost:g} passes to match the student's {'one' if one == 1 else f'{one:g}'}"
     beaten = [r for r in worse if float(r.get("passes") or 0) < cost]
     if cost <= one:
-        theirs = number(table.mean(reach, metric))
+        theirs = number(table.value(reach, metric))
         return f"The teacher is ahead at the student's own cost ({shown} {theirs} against {number(mine)})."
     if beaten:
         return (
-            f"{said}: {shown} {number(table.mean(reach, metric))} at {cost:g}, but only "
-            f"{number(table.mean(beaten[-1], metric))} at {passes(beaten[-1])}, against {number(mine)}."
+            f"{said}: {shown} {number(table.value(reach, metric))} at {cost:g}, but only "
+            f"{number(table.value(beaten[-1], metric))} at {passes(beaten[-1])}, against {number(mine)}."
         )
-    return f"{said} ({shown} {number(table.mean(reach, metric))} against {number(mine)})."
+    return f"{said} ({shown} {number(table.value(reach, metric))} against {number(mine)})."
 
 
 def _use(component: Any) -> str:

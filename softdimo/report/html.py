@@ -65,9 +65,9 @@ def table(heads: Iterable[object], rows: Iterable[tuple[str, Iterable[object]]],
     )
 
 
-def details(summary: object, *body: object, open_: bool = False) -> Html:
+def details(summary: object, *body: object, id: str | None = None) -> Html:
     """A folded part."""
-    return tag("details", tag("summary", summary), *body, open=open_)
+    return tag("details", tag("summary", summary), *body, id=id)
 
 
 def prose(sentence: str) -> Html:

@@ -31,7 +31,7 @@ def page(folder: Folder) -> str:
         samples_part(folder),
         metrics_part(folder),
         search_part(folder),
-        lineage_part(folder.lineage()),
+        lineage_part(folder.stages),
         health_part(folder),
         reproduce_part(folder),
     ]

@@ -40,7 +40,7 @@ def _plots(made: Table, found: list[Html]) -> list[Html]:
     """The charts under one legend."""
     teacher = _teacher(made, made.headline)
     named = ([teacher] if teacher else []) + _students(made, made.headline)
-    hint = "Error bars: standard deviation over seeds. Points of equal cost stand side by side."
+    hint = "Error bars: standard deviation of the seeds' shares. Points of equal cost stand side by side."
     legend = shared_legend(named, [str(r.get("name", "")) for r in _still(made)])
     return [
         tag("h3", "Quality against cost"),
@@ -57,7 +57,7 @@ def _quality(made: Table, name: str) -> Html | None:
     means = [v for s in series for v in s.y if math.isfinite(v)]
     if not means:
         return None
-    levels = [(str(r.get("name", "")), made.mean(r, name)) for r in _still(made)]
+    levels = [(str(r.get("name", "")), made.value(r, name)) for r in _still(made)]
     wide = min(means) > 0 and max(means) / min(means) > 6
     return chart(
         label(name), series, "network passes per image", log_x=True, log_y=wide and lower_is_better(name),
@@ -77,7 +77,7 @@ def _teacher(made: Table, name: str) -> Series | None:
     return Series(
         "teacher",
         [_cost(r) for r in rows],
-        [made.mean(r, name) for r in rows],
+        [made.value(r, name) for r in rows],
         4,
         "steps",
         [made.sd(r, name) for r in rows],
@@ -86,7 +86,7 @@ def _teacher(made: Table, name: str) -> Series | None:
 
 def _students(made: Table, name: str) -> list[Series]:
     return [
-        compared(i, str(r.get("name", "")), _cost(r), made.mean(r, name), made.sd(r, name), strong=True)
+        compared(i, str(r.get("name", "")), _cost(r), made.value(r, name), made.sd(r, name), strong=True)
         for i, r in enumerate(made.of("student"))
     ]
 

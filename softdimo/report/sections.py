@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from softdimo.report.curves import charts
 from softdimo.report.equation import mathml
 from softdimo.report.equation import prose as greek
-from softdimo.report.folder import Folder
+from softdimo.report.folder import Folder, Stage
 from softdimo.report.headline import Headline, length
 from softdimo.report.html import Html, details, join, prose, table, tag
 from softdimo.report.objective import TermView, objective, player_line, views
@@ -148,32 +148,36 @@ def _name(file: Path) -> str:
     return f"iteration {int(file.stem)}" if re.fullmatch(r"\d+", file.stem) else file.stem.replace("_", " ")
 
 
-def lineage_part(stages: Sequence[Folder]) -> Html | None:
-    """The chain of runs whose networks this one uses, and the curves of each; this run first."""
-    nearest_first = list(reversed(stages))
-    order = sorted(nearest_first, key=lambda f: f.network == "features" and f is not stages[-1])
-    with_curves = [(f, found) for f in order if (found := charts(f.log, _rewards(f)))]
-    if not with_curves:
-        return None
-    names = anchors(stages)
+def lineage_part(stages: Sequence[Stage]) -> Html | None:
+    """How the networks were made, and the curves of every run; those of runs that only measure are folded."""
+    last = stages[-1]
+    chain = [s for s in stages if s.made and s.folder.network != "features"]
+    side = [s for s in stages if s not in chain]
     body: list[object] = []
-    for folder, found in with_curves:
+    for stage in [*reversed(chain), *side]:
+        folder = stage.folder
+        if not (found := charts(folder.log, _rewards(folder))):
+            continue
         train = folder.recipe.get("train") or {}
-        if len(with_curves) > 1:
-            player = train.get("player") or {}
-            line = f"{length(train)}; {player_line(player)}"
-            body.append(tag("h3", folder.title, id=names[folder.path]))
-            body.append(tag("p", line, class_="hint"))
-        body.append(tag("div", found, class_="charts"))
+        line = tag("p", f"{length(train)}; {player_line(train.get('player') or {})}", class_="hint")
+        grid = tag("div", found, class_="charts")
+        if stage is last and len(stages) == 1:
+            body.append(grid)
+        elif stage in chain:
+            body += [tag("h3", folder.title, id=_anchor(stages, stage)), line, grid]
+        else:
+            body.append(details(folder.title, line, grid, id=_anchor(stages, stage)))
+    if not body:
+        return None
     hint = (
         "Averages over the iterations between two log rows; thin lines are the rows, thick lines their moving average."
     )
-    return part("curves", "Training", hint, _flow(stages, names) if len(stages) > 1 else None, *body, long=True)
+    flow = _flow(stages, chain, side) if len(stages) > 1 else None
+    return part("curves", "Training", hint, flow, *body, long=True)
 
 
-def anchors(stages: Sequence[Folder]) -> dict[Path, str]:
-    """A page anchor for every stage."""
-    return {f.path: f"stage-{i}" for i, f in enumerate(stages)}
+def _anchor(stages: Sequence[Stage], stage: Stage) -> str:
+    return f"stage-{stages.index(stage)}"
 
 
 def _rewards(folder: Folder) -> list[str]:
@@ -182,24 +186,22 @@ def _rewards(folder: Folder) -> list[str]:
     return [str(t.get("name") or t.get("use")) for t in terms if t.get("rewards")]
 
 
-def _flow(stages: Sequence[Folder], names: Mapping[Path, str]) -> Html:
-    """Boxes with arrows for tokenizer -> teacher -> student; networks that only measure stand below."""
-    chain = [f for f in stages if f.network != "features"]
-    side = [f for f in stages if f.network == "features"]
-    last = stages[-1]
+def _flow(stages: Sequence[Stage], chain: Sequence[Stage], side: Sequence[Stage]) -> Html:
+    """Boxes with arrows for tokenizer -> teacher -> student; networks that reward or measure stand below."""
 
-    def box(folder: Folder) -> Html:
+    def box(stage: Stage) -> Html:
+        folder = stage.folder
         inner = [tag("small", folder.network or "run"), folder.title]
-        css = "now" if folder is last else None
-        return tag("li", tag("a", inner, href=f"#{names[folder.path]}", class_=css) if folder.log else
-                   tag("span", inner, class_="box"))  # fmt: skip
+        if not folder.log:
+            return tag("li", tag("span", inner, class_="box"))
+        css = "now" if stage is stages[-1] else None
+        return tag("li", tag("a", inner, href=f"#{_anchor(stages, stage)}", class_=css))
 
-    return join(
-        [
-            tag("ol", [box(f) for f in chain], class_="flow", aria_label="How the networks were made"),
-            tag("ul", [box(f) for f in side], class_="flow side", aria_label="Networks that measure") if side else None,
-        ]
-    )
+    lists = [tag("ol", [box(s) for s in chain], class_="flow", aria_label="How the networks were made")]
+    if side:
+        lists.append(tag("p", "Rewards, measurements and comparisons also used", class_="hint"))
+        lists.append(tag("ul", [box(s) for s in side], class_="flow side", aria_label="Other runs"))
+    return join(lists)
 
 
 def reproduce_part(folder: Folder) -> Html | None:

@@ -57,46 +57,45 @@ class Table:
         """Rows of one kind: real, reconstruction, teacher, student."""
         return [row for row in self.rows if row.get("of") == kind]
 
-    def mean(self, row: Mapping[str, Any], name: str) -> float:
-        """Mean over the seeds, NaN where the row lacks the metric."""
-        mean = row.get("metrics", {}).get(name, {}).get("mean")
-        return math.nan if mean is None else float(mean)
+    def value(self, row: Mapping[str, Any], name: str) -> float:
+        """The metric of all images together, NaN where the row lacks it."""
+        value = row.get("metrics", {}).get(name, {}).get("value")
+        return math.nan if value is None else float(value)
 
     def sd(self, row: Mapping[str, Any], name: str) -> float:
-        """Standard deviation over the seeds; NaN with one seed."""
+        """Standard deviation of the seeds' own values; NaN with one seed."""
         entry = row.get("metrics", {}).get(name, {})
         sd = entry.get("sd")
         return float(sd) if sd is not None and len(entry.get("values", (0, 0))) > 1 else math.nan
 
     def cell(self, row: Mapping[str, Any], name: str) -> str:
         """`9.41 ± 0.28`, to the digits that the column's typical standard deviation leaves."""
-        mean, sd = self.mean(row, name), self.sd(row, name)
-        if not math.isfinite(mean):
+        value, sd = self.value(row, name), self.sd(row, name)
+        if not math.isfinite(value):
             return "–"
         places = self._places(name)
         if places is None:
-            return number(mean)
-        shown = f"{mean:.{places}f}".replace("-", "−")
+            return number(value)
+        shown = f"{value:.{places}f}".replace("-", "−")
         return f"{shown} ± {sd:.{places}f}" if math.isfinite(sd) else shown
 
     def leading(self, name: str) -> set[int]:
         """Rows within one standard deviation of the best generated one (teacher and student rows only)."""
         rows = [i for i, r in enumerate(self.rows) if r.get("of") in ("teacher", "student")]
-        known = [i for i in rows if math.isfinite(self.mean(self.rows[i], name))]
+        known = [i for i in rows if math.isfinite(self.value(self.rows[i], name))]
         if len(known) < 2:
             return set()
         sign = 1 if lower_is_better(name) else -1
-        best = min(known, key=lambda i: sign * self.mean(self.rows[i], name))
+        best = min(known, key=lambda i: sign * self.value(self.rows[i], name))
         spread = self.sd(self.rows[best], name)
-        limit = sign * self.mean(self.rows[best], name) + (spread if math.isfinite(spread) else 0.0)
-        return {i for i in known if sign * self.mean(self.rows[i], name) <= limit}
+        limit = sign * self.value(self.rows[best], name) + (spread if math.isfinite(spread) else 0.0)
+        return {i for i in known if sign * self.value(self.rows[i], name) <= limit}
 
     def caption(self) -> str:
         """How many samples and seeds stand behind every number."""
         seeds = len(self.evaluation.get("seeds", []))
-        spread = "mean ± sd over" if seeds > 1 else "from"
-        n = self.evaluation.get("samples", "?")
-        return f"{n} samples per row, {spread} {seeds} seed{'s' if seeds != 1 else ''}; passes count guidance twice."
+        spread = f"± standard deviation of the {seeds} seeds' shares; " if seeds > 1 else ""
+        return f"{self.evaluation.get('samples', '?')} samples per row; {spread}passes count guidance twice."
 
     def _places(self, name: str) -> int | None:
         spreads = [s for row in self.rows if math.isfinite(s := self.sd(row, name)) and s > 0]

@@ -76,7 +76,7 @@ def blobs(n: int, seed: int, size: int = 28) -> torch.Tensor:
 
 def metric(mean: float, sd: float | None) -> dict[str, Any]:
     values = [mean] if sd is None else [mean - sd, mean, mean + sd]
-    return {"mean": mean, "sd": sd, "values": values}
+    return {"value": mean, "sd": sd, "values": values}
 
 
 def row(name: str, of: str, passes: float, fd: float, acc: float, **more: Any) -> dict[str, Any]:
