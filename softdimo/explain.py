@@ -35,8 +35,8 @@ def explain(loaded: Loaded) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def references(recipe: Recipe, section: str = "train") -> Iterator[tuple[str, str]]:
-    """(path, what for) of every recipe whose weights a section of this one needs, in that order."""
+def references(recipe: Recipe, section: str = "train") -> Iterator[tuple[RecipeRef, str]]:
+    """(reference, what for) to every recipe whose weights a section of this one needs, in that order."""
     for kind in ("tokenizer", "teacher", "features"):
         yield from _refs(getattr(recipe, kind), f"the {kind}")
     if section == "train" and recipe.train is not None:
@@ -133,7 +133,7 @@ def _weights(weights: Weights | None, kind: str, recipe: Recipe) -> str:
 
 
 def _source(weights: Weights) -> str:
-    return f"the recipe {_path(weights.recipe)}" if isinstance(weights, RecipeRef) else weights
+    return f"the recipe {_named(weights)}" if isinstance(weights, RecipeRef) else weights
 
 
 def _plan(loaded: Loaded) -> list[str]:
@@ -161,21 +161,27 @@ def _plan(loaded: Loaded) -> list[str]:
 def _before(recipe: Recipe, section: str, smoke: bool, seen: dict[str, str]) -> list[str]:
     """Trainings of other recipes that a section needs, deepest first, each once."""
     steps: list[str] = []
-    for path, what in references(recipe, section):
-        if path in seen:
+    for ref, what in references(recipe, section):
+        if ref.key in seen:
             continue
-        seen[path] = what
-        other = recipes.load(path, smoke=smoke).recipe
+        seen[ref.key] = what
+        other = recipes.load_ref(ref, smoke).recipe
         steps += _before(other, "train", smoke, seen)
         train = other.train
         doing = f"{train.network}, {train.iterations} iterations of {train.batch_size}" if train else "no training"
-        steps.append(f"for {what}: {_path(path)} ({doing}), unless cached")
+        steps.append(f"for {what}: {_named(ref)} ({doing}), unless cached")
     return steps
 
 
-def _refs(value: Any, what: str) -> Iterator[tuple[str, str]]:
+def _named(ref: RecipeRef) -> str:
+    """The recipe's path, and short overrides; the data set that it takes over is not spelled out."""
+    changes = [f"{key}={value}" for key, value in ref.set.items() if not isinstance(value, dict)]
+    return " ".join([_path(ref.recipe), *changes])
+
+
+def _refs(value: Any, what: str) -> Iterator[tuple[RecipeRef, str]]:
     if isinstance(value, RecipeRef):
-        yield value.recipe, what
+        yield value, what
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from _refs(getattr(value, name), what)

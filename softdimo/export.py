@@ -1,0 +1,233 @@
+"""A run's generator as a folder that loads anywhere: weights, tokenizer, resolved recipe, model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import yaml
+from pydantic import ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from softdimo import __version__
+from softdimo.build import PRODUCT, Components
+from softdimo.errors import CheckpointError, PluginError, RecipeError, WeightsError
+from softdimo.files import load_strict, read_weights, save_weights
+from softdimo.folder import RECIPE
+from softdimo.generator import Generator, place
+from softdimo.kinds import Data, ImageShape, Sampler, Source, Teacher, Tokenizer
+from softdimo.lineage import cached, open_run
+from softdimo.math.digest import digest_module
+from softdimo.math.init import Init
+from softdimo.math.schedules import Schedule
+from softdimo.recipe import Recipe
+from softdimo.spec import NetworkSpec, Settings, Spec, component
+
+FORMAT = "1"
+TOKENIZER, CARD = "tokenizer.safetensors", "card.md"
+_KEYS = ("recipe", "classes", "image", "tokenizer", "digest")
+NETWORKS = ("student", "teacher")
+"""What can be exported, each as `<name>.safetensors`."""
+
+
+def export(run: Path, out: Path) -> Path:
+    """Write the generator that `run` trained (EMA weights) into the folder `out`, whole or not at all; returns it.
+
+    `softdimo.load(out)` needs none of the original files. An earlier export at `out` is replaced.
+
+    Raises CheckpointError where `run` trained no student or teacher to the end, or `out` holds something else;
+    WeightsError where weights that it was made from are gone.
+    """
+    from softdimo.report.card import card
+
+    run, out = Path(run), Path(out)
+    if out.exists() and not _is_export(out) and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is no export; give another --out")
+    parts, kind = _of_run(run, torch.device("cpu"))
+    net, tokenizer = _trained(parts, run), parts.require_tokenizer()
+    text = portable(parts.recipe)
+    about = {
+        "softdimo.format": FORMAT,
+        "softdimo.version": __version__,
+        "softdimo.network": kind,
+        "softdimo.recipe": hashlib.sha256(text.encode()).hexdigest(),
+        "softdimo.classes": json.dumps(parts.data.classes),
+        "softdimo.image": json.dumps(parts.data.image),
+        "softdimo.tokenizer": digest_module(tokenizer),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new, aside = (Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) for _ in range(2))
+    try:
+        save_weights(new / TOKENIZER, tokenizer.state_dict(), {"softdimo.digest": about["softdimo.tokenizer"]})
+        save_weights(new / f"{kind}.safetensors", net.state_dict(), about | {"softdimo.digest": digest_module(net)})
+        (new / RECIPE).write_text(text, encoding="utf-8")
+        (new / CARD).write_text(card(run, kind), encoding="utf-8")
+        new.chmod(0o755)
+        _swap(new, out, aside)
+    finally:
+        for folder in (new, aside):
+            shutil.rmtree(folder, ignore_errors=True)
+    return out
+
+
+def _swap(new: Path, out: Path, aside: Path) -> None:
+    """Put `new` in the place of `out`; when that fails, what was there stays."""
+    before = out.exists()
+    if before:
+        os.replace(out, aside)
+    try:
+        os.replace(new, out)
+    except OSError:
+        if before:
+            os.replace(aside, out)
+        raise
+
+
+def load(where: str | os.PathLike[str], device: str | torch.device = "auto") -> Generator:
+    """The generator of an exported folder, or of a finished run folder, ready to draw on `device`.
+
+    Raises WeightsError where files are missing, truncated, changed or do not belong together; PluginError where a
+    component that the model needs is not installed.
+    """
+    path, target = Path(where), place(device)
+    if _is_export(path):
+        return _exported(path, target)
+    if not (path / RECIPE).is_file():
+        raise WeightsError(f"{path} is neither an exported model nor a run folder")
+    parts, kind = _of_run(path, target)
+    return _generator(parts, _trained(parts, path), parts.require_tokenizer(), kind)
+
+
+def portable(recipe: Recipe) -> str:
+    """The resolved recipe as YAML with every path of this machine shortened to its name."""
+    from softdimo.recipe import dump
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shorten(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shorten(item) for item in value]
+        return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
+
+    plain = shorten(yaml.safe_load(dump(recipe)))
+    plain["tokenizer"]["weights"] = TOKENIZER
+    head = "# The resolved recipe of this model; files of the machine that made it are named without their folders.\n"
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Model(Settings):
+    """The sections of a recipe that a generator needs; the rest is for people."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    title: str
+    seed: int = 0
+    schedule: Schedule = "arccos"
+    init: Init = Init()
+    tokenizer: Annotated[NetworkSpec, component("tokenizer")]
+    teacher: Annotated[NetworkSpec, component("teacher")]
+
+
+class _Sampled(Settings):
+    """How an exported teacher draws."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    sampler: Annotated[Spec, component("sampler")] | None = None
+
+
+class _Known(Data):
+    """What an export knows of its data set: image shape and class names."""
+
+    def __init__(self, image: ImageShape, classes: tuple[str, ...]) -> None:
+        self.image, self.classes = image, classes
+
+    def source(self, split: str) -> Source:
+        raise CheckpointError("an exported model comes without its data set")
+
+
+def _is_export(path: Path) -> bool:
+    return (path / TOKENIZER).is_file() and any((path / f"{kind}.safetensors").is_file() for kind in NETWORKS)
+
+
+def _of_run(run: Path, device: torch.device) -> tuple[Components, str]:
+    """Components of a finished run, and what it trained."""
+    loaded = open_run(run)
+    train = loaded.recipe.train
+    if train is None or train.network not in NETWORKS:
+        made = f"a {train.network}" if train is not None else "nothing"
+        raise CheckpointError(f"{run} trained {made}; only a student or a teacher draws images")
+    if not (run / PRODUCT).is_file():
+        raise CheckpointError(f"{run} is not finished (it has no {PRODUCT}); go on with `softdimo run ... --resume`")
+    return Components(loaded.recipe, device, cached(run.resolve(), loaded.smoke)), train.network
+
+
+def _trained(parts: Components, run: Path) -> Teacher:
+    """The network that the run trained, with its EMA weights, frozen."""
+    spec = parts.recipe.teacher
+    if spec is None:
+        raise RecipeError(f"{run}: the recipe has no `teacher:` section")
+    return _fill(parts.fresh(spec), run / PRODUCT)
+
+
+def _fill(net: nn.Module, path: Path) -> Teacher:
+    load_strict(net, read_weights(path), path)
+    return cast(Teacher, net.requires_grad_(False).eval())
+
+
+def _generator(parts: Components, net: Teacher, tokenizer: Tokenizer, kind: str, spec: Spec | None = None) -> Generator:
+    train = parts.recipe.train
+    spec = spec or (train.sampler if train is not None else None)
+    sampler = cast(Sampler, spec.build(parts.context(bare=True))) if kind == "teacher" and spec is not None else None
+    return Generator(net, tokenizer, parts.recipe.init, parts.data.classes, parts.data.image, parts.device, sampler)
+
+
+def _exported(path: Path, device: torch.device) -> Generator:
+    kind = next(k for k in NETWORKS if (path / f"{k}.safetensors").is_file())
+    file = path / f"{kind}.safetensors"
+    about = _metadata(file)
+    text = (path / RECIPE).read_text(encoding="utf-8") if (path / RECIPE).is_file() else ""
+    if hashlib.sha256(text.encode()).hexdigest() != about["softdimo.recipe"]:
+        raise WeightsError(f"{path / RECIPE} is missing or is not the one that {file.name} was exported with")
+    plain = yaml.safe_load(text)
+    try:
+        model = _Model.model_validate(plain)
+        spec = _Sampled.model_validate(plain.get("train") or {}).sampler if kind == "teacher" else None
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise PluginError(f"{path / RECIPE} needs components that are not here:\n  " + "\n  ".join(faults)) from error
+    known = {name: getattr(model, name) for name in _Model.model_fields}
+    parts = Components(Recipe.model_construct(**known, train=None, features=None), device)
+    image = ImageShape(*json.loads(about["softdimo.image"]))
+    parts.__dict__["data"] = _Known(image, tuple(json.loads(about["softdimo.classes"])))
+    tokenizer = cast(Tokenizer, parts.fresh(model.tokenizer))
+    _fill(tokenizer, path / TOKENIZER)
+    _check(tokenizer, about["softdimo.tokenizer"], path / TOKENIZER)
+    net = _fill(parts.fresh(model.teacher), file)
+    _check(net, about["softdimo.digest"], file)
+    return _generator(parts, net, tokenizer, kind, spec)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            about = dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
+    if about.get("softdimo.format") != FORMAT:
+        raise WeightsError(f"{file} has format {about.get('softdimo.format')}, not {FORMAT}; export it again")
+    if lacking := [key for key in _KEYS if f"softdimo.{key}" not in about]:
+        raise WeightsError(f"{file} does not say its {', '.join(lacking)}; export it again")
+    return about
+
+
+def _check(net: nn.Module, digest: str, file: Path) -> None:
+    if digest_module(net) != digest:
+        raise WeightsError(f"{file} was changed after the export, or belongs to another model; export it again")

@@ -1,0 +1,111 @@
+"""A trained generator for use from Python: `g = softdimo.load(folder); images = g(labels=["cat", 3], seed=0)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from softdimo.errors import DataError
+from softdimo.kinds import Cond, ImageShape, Sampler, Teacher, Tokenizer, TokenShape
+from softdimo.math.init import Init
+from softdimo.math.rollout import categorical, start
+from softdimo.shapes import Image, Logits, Tokens
+
+Labels = Sequence[int | str]
+"""Class numbers or class names."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A student (one network pass) or a teacher with its sampler, and the tokenizer that decodes its tokens."""
+
+    net: Teacher
+    tokenizer: Tokenizer
+    init: Init
+    classes: tuple[str, ...]
+    """Names, one per label."""
+    image: ImageShape
+    device: torch.device
+    sampler: Sampler | None = None
+    """How a teacher draws; None for a student, which takes one step."""
+
+    @property
+    def shape(self) -> TokenShape:
+        """Shape of the token sequence."""
+        return self.net.shape
+
+    @property
+    def passes(self) -> float:
+        """Network passes per image, guidance counted."""
+        return 1.0 if self.sampler is None else self.sampler.passes()
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        labels: Labels | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        decode: Literal["hard", "soft"] = "hard",
+    ) -> Image:
+        """Images [B C H W] in [0, 1], one per label (one per class by default).
+
+        `seed` fixes every random number. `decode="soft"` decodes the student's expected codes instead of sampled ones;
+        `temperature` divides the student's logits. Raises DataError for an unknown label.
+        """
+        cond = self.condition(labels)
+        if decode == "soft":
+            if self.sampler is not None:
+                raise DataError("a soft decode needs a one-step student; this generator samples in several steps")
+            probs = (self.logits(labels, seed) / temperature).softmax(-1)
+            return self.tokenizer.decode_soft(probs, cond).clamp(0, 1)
+        return self.tokenizer.decode(self.tokens(labels, seed, temperature), cond).clamp(0, 1)
+
+    @torch.inference_mode()
+    def tokens(self, labels: Labels | None = None, seed: int = 0, temperature: float = 1.0) -> Tokens:
+        """Sampled tokens [B L G], one sequence per label."""
+        cond, rng = self.condition(labels), self._rng(seed)
+        if self.sampler is not None:
+            return self.sampler.sample(self.net, cond, rng)
+        _, e = start(self.net, cond, self.init, rng)
+        return categorical(self.net(e, cond).logits.float() / temperature, rng)
+
+    @torch.inference_mode()
+    def logits(self, labels: Labels | None = None, seed: int = 0) -> Logits:
+        """The network's logits [B L G V] at x_init, in float32: one pass."""
+        cond = self.condition(labels)
+        _, e = start(self.net, cond, self.init, self._rng(seed))
+        logits: Logits = self.net(e, cond).logits
+        return logits.float()
+
+    def condition(self, labels: Labels | None) -> Cond:
+        """Class numbers and names as a batch of conditions."""
+        chosen = range(len(self.classes)) if labels is None else labels
+        return Cond(torch.tensor([self._label(x) for x in chosen], dtype=torch.long, device=self.device))
+
+    def to(self, device: torch.device | str) -> Generator:
+        """The same generator with its networks on `device`."""
+        place = torch.device(device)
+        return replace(self, net=self.net.to(place), tokenizer=self.tokenizer.to(place), device=place)
+
+    def _rng(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _label(self, label: int | str) -> int:
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
+        if not isinstance(label, str) and 0 <= int(label) < len(self.classes):
+            return int(label)
+        known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+        raise DataError(f"no class is called {label!r}; give numbers below {len(self.classes)}, or names: {known}")
+
+
+def place(device: str | torch.device) -> torch.device:
+    """A device; `auto` is a GPU if there is one."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

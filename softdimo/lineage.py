@@ -1,0 +1,76 @@
+"""Where a finished run's networks came from: the cached runs of the recipes that it names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from softdimo import recipe as recipes
+from softdimo.build import PRODUCT, Ensure
+from softdimo.errors import CheckpointError, WeightsError
+from softdimo.folder import LOCK, RECIPE
+from softdimo.recipe import Loaded
+from softdimo.spec import RecipeRef
+
+
+def open_run(run: Path) -> Loaded:
+    """The recipe of a run folder, tiny or whole as it was run.
+
+    Raises CheckpointError where `run` is no run folder, or the recipes that it refers to have changed since.
+    """
+    from softdimo.run import training_hash
+
+    if not (run / RECIPE).is_file():
+        raise CheckpointError(
+            f"{run} is not a run folder (it has no {RECIPE}); give the folder that `softdimo run` wrote"
+        )
+    loaded = recipes.load(run)
+    for smoke in (False, True):
+        if training_hash(found := replace(loaded, smoke=smoke)) == _recorded(run):
+            return found
+    raise CheckpointError(
+        f"{run} was made from recipes that have changed since, so its networks cannot be told from others; "
+        "run its recipe again, or restore the old ones"
+    )
+
+
+def cached(run: Path, smoke: bool) -> Ensure:
+    """An `Ensure` that finds what `run` was made from, and never trains."""
+
+    def ensure(ref: RecipeRef) -> Path:
+        folder = _home(run, recipes.load_ref(ref, smoke))
+        if not (folder / PRODUCT).is_file():
+            raise WeightsError(f"{run} needs the weights of {ref.recipe}, but {folder} has none; run its recipe again")
+        return folder
+
+    return ensure
+
+
+def ancestry(run: Path) -> list[tuple[Path, bool]]:
+    """(run folder, whether this run's training needed it) of every recipe that `run` names, dependencies first.
+
+    Raises as `open_run` does; RecipeError where one of those recipes is gone.
+    """
+    from softdimo import jobs
+
+    loaded = open_run(run)
+    training = jobs.needed(replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": None, "search": None})))
+    found = [(_home(run, need.loaded), key in training) for key, need in jobs.needed(loaded).items()]
+    return [(folder, made) for folder, made in found if folder.is_dir()]
+
+
+def _home(run: Path, loaded: Loaded) -> Path:
+    """The cached run of another recipe, beside `run` (which may itself be a cached one)."""
+    from softdimo.run import training_hash
+
+    runs = run.resolve().parent
+    cache = runs if runs.name == "cache" else runs / "cache"
+    return cache / f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
+
+
+def _recorded(run: Path) -> str:
+    try:
+        return str(json.loads((run / LOCK).read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run / LOCK} is missing or damaged; run the recipe again") from error
