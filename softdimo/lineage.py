@@ -14,13 +14,21 @@ from softdimo.recipe import Loaded
 from softdimo.spec import RecipeRef
 
 
+def training_hash(loaded: Loaded) -> str:
+    """Hash of everything that a recipe's training depends on."""
+    return recipes.content_hash(loaded.recipe.model_copy(update={"eval": None, "search": None}), loaded.smoke)
+
+
+def cache_name(loaded: Loaded) -> str:
+    """Name of the folder, below `runs/cache`, of a recipe that is run for another one's sake."""
+    return f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
+
+
 def open_run(run: Path) -> Loaded:
     """The recipe of a run folder, tiny or whole as it was run.
 
     Raises CheckpointError where `run` is no run folder, or the recipes that it refers to have changed since.
     """
-    from softdimo.run import training_hash
-
     if not (run / RECIPE).is_file():
         raise CheckpointError(
             f"{run} is not a run folder (it has no {RECIPE}); give the folder that `softdimo run` wrote"
@@ -62,11 +70,9 @@ def ancestry(run: Path) -> list[tuple[Path, bool]]:
 
 def _home(run: Path, loaded: Loaded) -> Path:
     """The cached run of another recipe, beside `run` (which may itself be a cached one)."""
-    from softdimo.run import training_hash
-
     runs = run.resolve().parent
     cache = runs if runs.name == "cache" else runs / "cache"
-    return cache / f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
+    return cache / cache_name(loaded)
 
 
 def _recorded(run: Path) -> str:

@@ -18,6 +18,7 @@ from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, RecipeError, WeightsError
 from softdimo.folder import RECIPE, RunFolder
+from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
 
@@ -58,7 +59,7 @@ class Session:
 
     def home(self, loaded: Loaded) -> Path:
         """Run folder of a recipe that is run for another one's sake."""
-        return self.runs / "cache" / f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
+        return self.runs / "cache" / cache_name(loaded)
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
@@ -78,11 +79,6 @@ class Session:
             sheets.write(done, network, algorithm.network, algorithm.ema.module(algorithm.network))
 
         return None if network == "features" else draw
-
-
-def training_hash(loaded: Loaded) -> str:
-    """Hash of everything that a recipe's training depends on."""
-    return recipes.content_hash(loaded.recipe.model_copy(update={"eval": None, "search": None}), loaded.smoke)
 
 
 def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Say = print) -> Session:
