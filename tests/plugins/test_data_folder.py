@@ -162,6 +162,15 @@ def test_unreadable_files_are_bad_files(tree):
         build(tree)
 
 
+def test_folders_that_cannot_be_listed(tree, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot list .*set: Permission denied"):
+        build(tree)
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(DataError, match=r"nowhere does not exist; set data\.path"):
         build(tmp_path / "nowhere")

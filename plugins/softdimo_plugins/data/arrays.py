@@ -74,16 +74,17 @@ class ArrayData(Data):
         mirror: bool = False,
     ) -> None:
         train, held = stratified_split(labels, held_out, seed)
+        images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
         self.image = ImageShape(*images.shape[1:])
         self.classes = tuple(classes)
-        pixels, targets = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
+        pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
         self._sources = {
             "train": ArraySource(pixels, targets, torch.from_numpy(train), mirror),
             "held_out": ArraySource(pixels, targets, torch.from_numpy(held)),
         }
         digest = hashlib.sha256(repr((images.shape, self.classes, held_out, seed, mirror)).encode())
-        digest.update(images.tobytes())
-        digest.update(labels.tobytes())
+        digest.update(images.data)
+        digest.update(labels.data)
         self._fingerprint = digest.hexdigest()
 
     def source(self, split: str) -> ArraySource:

@@ -50,7 +50,10 @@ class Folder(Spec):
     def build(self, context: Context) -> ArrayData:
         """Decode everything once. DataError names the folder or the files that are wrong."""
         root = Path(self.path).expanduser()
-        classes = find_classes(root)
+        try:
+            classes = find_classes(root)
+        except OSError as error:
+            raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
         files = [(file, k) for k, name in enumerate(classes) for file in classes[name]]
         need = len(files) * self.channels * self.size**2
         if need > self.memory_gb * 1e9:
@@ -58,9 +61,10 @@ class Folder(Spec):
                 f"{root}: {len(files)} images of {self.channels} x {self.size} x {self.size} take {need / 1e9:.3g} GB, "
                 f"more than memory_gb: {self.memory_gb:g}; lower size, or raise memory_gb"
             )
+        pixels = np.empty((len(files), self.channels, self.size, self.size), np.uint8)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            decoded = list(pool.map(lambda f: self._decode(f[0]), files))
-        bad = [f"{file}: {out}" for (file, _), out in zip(files, decoded, strict=True) if isinstance(out, str)]
+            faults = list(pool.map(lambda i: self._decode(files[i][0], pixels[i]), range(len(files))))
+        bad = [f"{file}: {fault}" for (file, _), fault in zip(files, faults, strict=True) if fault]
         if bad:
             shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
             if not self.skip_bad:
@@ -69,26 +73,27 @@ class Folder(Spec):
                     f"\n  {shown}"
                 )
             log.warning("%d of %d images were left out, they cannot be decoded\n  %s", len(bad), len(files), shown)
-        good = [(out, k) for out, (_, k) in zip(decoded, files, strict=True) if not isinstance(out, str)]
-        labels = np.array([k for _, k in good], np.int64)
+            pixels = pixels[[not fault for fault in faults]]
+        labels = np.array([k for (_, k), fault in zip(files, faults, strict=True) if not fault], np.int64)
         for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
             if count < 2:
                 raise DataError(
                     f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (to train on "
                     "one and hold out another)"
                 )
-        held_out = max(1, round(self.held_out * len(good)))
-        return ArrayData(np.stack([x for x, _ in good]), labels, tuple(classes), held_out, self.seed, self.mirror)
+        held_out = max(1, round(self.held_out * len(labels)))
+        return ArrayData(pixels, labels, tuple(classes), held_out, self.seed, self.mirror)
 
-    def _decode(self, file: Path) -> NDArray[np.uint8] | str:
-        """The image uint8 [C H W], or why it cannot be decoded."""
+    def _decode(self, file: Path, out: NDArray[np.uint8]) -> str:
+        """Write the image to `out` [C H W]; returns why it cannot be decoded, or nothing."""
         try:
             with Image.open(file) as opened:
                 image = _plain(ImageOps.exif_transpose(opened)).convert("L" if self.channels == 1 else "RGB")
                 image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)
         except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
             return str(error) or type(error).__name__
-        return np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+        out[:] = np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+        return ""
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue."""
 
 
-def to_channels(img: Image, channels: int) -> Image:
+def to_channels(img: Image, channels: int) -> Float[Tensor, "B {channels} H W"]:
     """The same images with 1 (luminance) or 3 (repeated) channels: [B C H W] -> [B channels H W]."""
     if img.shape[1] == channels:
         return img
