@@ -98,7 +98,9 @@ CASES = [
         "recipe.yaml:28:3 search.score: the reward `toy_reward` fails on these settings (RuntimeError: a bug of ",
     ]),
     ("  seeds: [0, 1, 2]", "  seeds: []", ["recipe.yaml:19:3 eval.seeds: must have at least 1 items, has 0"]),
-    ("{name: real, of: real}", "{name: a/b, of: real}", ["recipe.yaml:23:14 eval.rows.0.name: must be text without `/`"]),
+    ("{name: real, of: real}", "{name: a/b, of: real}", [
+        "recipe.yaml:23:14 eval.rows.0.name: must be text without `/`",
+    ]),
 ]  # fmt: skip
 
 

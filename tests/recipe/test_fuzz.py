@@ -10,13 +10,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from softdimo.errors import RecipeError, SoftdimoError
+from softdimo.errors import RecipeError
 from softdimo.recipe import Recipe, load
 from softdimo.recipe.nodes import Scalars
 from tests.recipe.toy import STUDENT
 
 FUZZ = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -30,12 +30,15 @@ TREE = yaml.safe_load(STUDENT)
 
 def reads(file: Path, overrides: list[str] | None = None) -> None:
     try:
-        assert isinstance(load(file, overrides or []).recipe, Recipe)
-    except SoftdimoError as error:
-        assert isinstance(error, RecipeError)
-        for line in str(error).splitlines():
-            assert line.isprintable()
-            assert line.startswith((f"{file}:", "override "))
+        recipe = load(file, overrides or []).recipe
+    except RecipeError as error:
+        wrong = [
+            x for x in str(error).splitlines() if not x.isprintable() or not x.startswith((f"{file}:", "override "))
+        ]
+        if wrong or not str(error):
+            raise
+    else:
+        assert isinstance(recipe, Recipe)
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def places(tree, path=()):
 
 
 VALUES = st.recursive(
-    st.sampled_from([None, True, 0, -1, 2**70, 1e-5, 1e308, float("inf"), float("nan"), "", "x", "toy_loss", "a\0b", []])
+    st.sampled_from([None, True, 0, -1, 2**70, 1e-5, 1e308, float("inf"), float("nan"), "", "x", "toy_loss", "a\0b"])
     | st.text(max_size=6) | st.floats() | st.integers(),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.sampled_from(["use", "name", "weight", "of", "recipe", "from", "é"]), inner, max_size=3),

@@ -64,7 +64,7 @@ def test_bases_of_bases_and_where_values_were_written(faults):
         ("base: a.yaml\n", {"a": ""}, "a.yaml:1:1 is empty; a recipe is a mapping with at least `title:` and `data:`"),
         ("base: a.yaml\n", {"a": "- 1\n"}, "a.yaml:1:1 must be a mapping (`key: value` lines), not a list"),
         ("", {}, "recipe.yaml:1:1 is empty; a recipe is a mapping with at least `title:` and `data:`"),
-        ("# only a comment\n", {}, "recipe.yaml:1:1 is empty; a recipe is a mapping with at least `title:` and `data:`"),
+        ("# comment\n", {}, "recipe.yaml:1:1 is empty; a recipe is a mapping with at least `title:` and `data:`"),
         ("- a\n- b\n", {}, "recipe.yaml:1:1 must be a mapping (`key: value` lines), not a list"),
         ("just text\n", {}, "recipe.yaml:1:1 must be a mapping (`key: value` lines), not the text `just text`"),
         (b"title: x\ndata: \xff\n", {}, "recipe.yaml:2:7 not UTF-8: the byte 0xff; save the file as UTF-8"),

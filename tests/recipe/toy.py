@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from softdimo.registry import KINDS
 from softdimo.spec import LocalPath, LossSpec, NetworkSpec, Player, Spec, Weights, component
 
 
@@ -32,7 +33,7 @@ class Teacher(NetworkSpec):
     """Width D."""
     heads: int = 2
     """Heads."""
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = Field(default_factory=dict)
     """Anything."""
 
     @model_validator(mode="after")
@@ -107,10 +108,7 @@ class Metric(Spec):
     """Features."""
 
 
-ENTRIES = {
-    f"softdimo.{kind}": {f"toy_{kind}": f"tests.recipe.toy:{kind.capitalize()}"}
-    for kind in ("data tokenizer teacher features discriminator loss reward sampler search metric".split())
-}
+ENTRIES = {f"softdimo.{kind}": {f"toy_{kind}": f"tests.recipe.toy:{kind.capitalize()}"} for kind in KINDS}
 ENTRIES["softdimo.loss"]["toy_broken"] = "tests.recipe.toy:NotALoss"
 
 STUDENT = """\
