@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, PerSample
 from softdimo.spec import Positive, Settings
 
@@ -79,16 +80,12 @@ def guided_logits(
     unconditional half is skipped. Combined in float32 for lower precisions. `scale`: one number, or one per sample [B].
     """
     if (torch.as_tensor(scale) == 1).all():
-        return _wide(net(e, cond, at=at).logits)
+        return wide(net(e, cond, at=at).logits)
     both = net(torch.cat([e, e]), cond.cat([cond, net.null(cond)]), at=None if at is None else torch.cat([at, at]))
-    z_c, z_u = _wide(both.logits).chunk(2)
+    z_c, z_u = wide(both.logits).chunk(2)
     if isinstance(scale, Tensor):
         scale = _per_unit(scale.to(z_c), at, z_c)
     return torch.lerp(z_u, z_c, scale)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _per_unit(scale: Tensor, at: Mask | None, logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from softdimo.math.masking import apply_mask, exact_count_mask
+from softdimo.math.precision import wide
 from softdimo.math.schedules import Schedule, sample_ratio
 
 if TYPE_CHECKING:
@@ -27,5 +28,5 @@ def mdm_loss(
     net: Teacher, x_t: Tokens, tokens: Tokens, mask: Mask, cond: Cond, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """-E log p(x_0 | x_t) at masked units, mean over the batch's N masked units; also returns the logits [N V]."""
-    logits = net(net.embed(x_t), cond, at=mask).logits.float()
+    logits = wide(net(net.embed(x_t), cond, at=mask).logits)
     return cross_entropy(logits, tokens[mask], label_smoothing=label_smoothing), logits

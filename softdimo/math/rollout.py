@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softdimo.math.init import Init
+from softdimo.math.precision import wide
 from softdimo.math.soft import Relaxation
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
     """Sample ids [...] from logits [... V] by the exponential race (arg max of p / Exp(1))."""
-    p = torch.softmax(logits.float(), -1)
+    p = torch.softmax(wide(logits), -1)
     return (p / torch.empty_like(p).exponential_(generator=rng).clamp_min_(1e-20)).argmax(-1)
 
 
@@ -36,7 +37,7 @@ class Roll:
     e_init: Embedding
     """Embedded x_init after the embedding noise: the student's input."""
     logits: Logits
-    """z_theta(x_init), float32."""
+    """z_theta(x_init), float32 (or float64)."""
     tokens: Tokens
     """x_theta ~ Cat(softmax z_theta), no gradient."""
     rng: torch.Generator
@@ -83,7 +84,7 @@ def rollout(
     """One student pass. Returns the roll (its logits a fresh leaf) and z_theta with its graph."""
     x_init, e_init = start(net, cond, init, rng)
     z = net(e_init, cond).logits
-    leaf = z.detach().float().requires_grad_(z.requires_grad)
+    leaf = wide(z.detach()).requires_grad_(z.requires_grad)
     with torch.no_grad():
         tokens = categorical(leaf, rng)
     return Roll(cond, x_init, e_init, leaf, tokens, rng, relaxation or Relaxation(), tokenizer), z
@@ -92,4 +93,4 @@ def rollout(
 def generate(net: Teacher, cond: Cond, init: Init, rng: torch.Generator, temperature: float = 1.0) -> Tokens:
     """One-step sampling: hard tokens [B L G] at a sampling temperature."""
     _, e_init = start(net, cond, init, rng)
-    return categorical(net(e_init, cond).logits.float() / temperature, rng)
+    return categorical(wide(net(e_init, cond).logits) / temperature, rng)

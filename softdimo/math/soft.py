@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softdimo.math.precision import wide
 from softdimo.shapes import Logits, Probs, Tokens
 from softdimo.spec import Positive, Settings
 
@@ -35,7 +36,7 @@ class Relaxation(Settings):
 
         `tokens` in [0, V) is the hard sample that `straight_through` shows in its forward pass.
         """
-        z = logits if logits.dtype == torch.float64 else logits.float()
+        z = wide(logits)
         if self.kind.startswith("gumbel"):
             z = z + _gumbel(z, rng)
         probs = (z / self.temperature).softmax(-1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from softdimo.errors import PluginError
+from softdimo.errors import PluginError, WeightsError
 from softdimo.kinds import Cond, Context, Discriminator
 from softdimo.shapes import PerSample
 from softdimo.spec import NetworkSpec
@@ -23,9 +24,9 @@ class Pixels(NetworkSpec):
     """Use timm's published weights (downloads them); a frozen, pretrained backbone gives projected features."""
     frozen: bool = False
     """Keep the backbone fixed and train the heads only (sensible with `pretrained`)."""
-    size: int | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
     """Resize images to size x size first; null keeps them."""
-    stages: tuple[int, ...] = (1, 2, 3)
+    stages: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
     """Backbone stages that carry a head."""
     norm: Literal["batch", "keep"] = "keep"
     """`keep` uses the backbone's normalization in evaluation mode, so scores never mix the samples of a batch."""
@@ -42,6 +43,9 @@ class Pixels(NetworkSpec):
             )
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise PluginError(f"timm cannot make `{self.backbone}` with stages {list(self.stages)}: {error}") from error
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsError(f"could not download timm's weights of `{self.backbone}`: {reason}") from error
         return PixelHeads(backbone, len(context.classes), self)
 
 
@@ -53,6 +57,8 @@ class PixelHeads(Discriminator):
     def __init__(self, backbone: nn.Module, classes: int, spec: Pixels) -> None:
         super().__init__()
         self.spec = spec
+        if spec.frozen:
+            backbone.requires_grad_(False)
         self._fixed: list[nn.Module] = [backbone] if spec.frozen else []  # frozen: held, not registered
         self.backbone = None if spec.frozen else backbone
         widths: list[int] = backbone.feature_info.channels()  # type: ignore[operator, union-attr]
@@ -72,7 +78,9 @@ class PixelHeads(Discriminator):
             backbone.eval()
         scores = []
         labels = torch.where(cond.labels < 0, self.null, cond.labels)
-        for h, head, table in zip(backbone(2 * x - 1), self.heads, self.classes, strict=True):
+        x = 2 * x.to(next(backbone.parameters()).dtype) - 1
+        for h, head, table in zip(backbone(x), self.heads, self.classes, strict=True):
             row = table(labels)
+            h = h.to(row.dtype)
             scores.append(head(h).mean((1, 2, 3)) + (h.mean((2, 3)) * row).sum(-1))
         return torch.stack(scores, -1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softdimo.errors import PluginError
@@ -18,9 +19,9 @@ class TeacherFeatures(NetworkSpec):
 
     trunk: ClassVar[bool] = True
     """It runs the frozen backbone."""
-    blocks: tuple[int, ...] | None = None
+    blocks: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Block indices (negative from the end); null spreads six heads, or one per block of a shallower teacher."""
-    hidden: int = 256
+    hidden: Annotated[int, Field(ge=1)] = 256
     """Width of each head."""
 
     def build(self, context: Context) -> TeacherFeatureHeads:
@@ -50,7 +51,8 @@ class Head(nn.Module):
         self.outer = nn.Linear(hidden, 1)
 
     def forward(self, h: Tensor, r: Tensor) -> Tensor:
-        """Mean over tokens of the per-token scores."""
+        """Mean over tokens of the per-token scores, in the precision of the head's weights."""
+        h, r = h.to(self.inner.weight.dtype), r.to(self.inner.weight.dtype)
         x = self.inner(self.norm(h)) + self.ratio(r)[:, None]
         return cast(Tensor, self.outer(nn.functional.silu(x)).mean((1, 2)))
 

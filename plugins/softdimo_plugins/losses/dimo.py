@@ -12,6 +12,7 @@ from softdimo.kinds import Batch, Context, Logs, Teacher
 from softdimo.math.divergence import Divergence, softmax_gradient, surrogate
 from softdimo.math.guidance import Guidance, guided_logits
 from softdimo.math.mdm import mdm_loss, remask
+from softdimo.math.precision import wide
 from softdimo.math.rollout import Roll
 from softdimo.math.schedules import Schedule, progress_at
 from softdimo.shapes import Mask, PerSample
@@ -43,7 +44,8 @@ class DiMO(LossSpec):
 
     def passes(self) -> dict[str, float]:
         """Teacher (twice when guided), psi queried for g, psi trained; `share_t` queries and trains in one pass."""
-        teacher = {"teacher at x_t": 1.0 if self.guidance.scale == 1 else 2.0}
+        scales = {self.guidance.scale} | ({self.guidance.start} if self.guidance.ramp != "constant" else set())
+        teacher = {"teacher at x_t": 1.0 if scales == {1.0} else 2.0}
         if self.share_t:
             return teacher | {"auxiliary, queried and trained": 3.0}
         return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": 3.0 / self.player.every}
@@ -75,12 +77,12 @@ class DiMOTerm:
         mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng)
         psi = self.auxiliary.eval()
         with torch.set_grad_enabled(spec.share_t):
-            aux = psi(psi.embed(x_t), roll.cond, at=mask).logits.float()
+            aux = wide(psi(psi.embed(x_t), roll.cond, at=mask).logits)
         if spec.share_t:
-            roll.shared["dimo"] = (aux, roll.tokens[mask])
+            roll.shared[spec.name] = (aux, roll.tokens[mask])
         with torch.no_grad():
             p = aux.detach()
-            q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, self._scale(mask), at=mask).float()
+            q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, self._scale(mask), at=mask)
             z = roll.logits[mask].detach()
             g = spec.divergence.gradient(p, q) if spec.jacobian == "auxiliary" else softmax_gradient(z, p, q)
             counts = mask.sum((1, 2))
@@ -102,8 +104,8 @@ class DiMOTerm:
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
         """Masked cross-entropy of psi on the student's samples (the MDM loss)."""
         psi = self.auxiliary.train()
-        if "dimo" in roll.shared:
-            logits, target = roll.shared.pop("dimo")
+        if self.spec.name in roll.shared:
+            logits, target = roll.shared.pop(self.spec.name)
             loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.spec.label_smoothing)
         else:
             mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng)

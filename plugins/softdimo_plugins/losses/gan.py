@@ -11,6 +11,7 @@ from torch.nn.functional import relu, softplus
 from softdimo.errors import DataError, PluginError
 from softdimo.kinds import Batch, Cond, Context, Discriminator, Logs, Teacher, Tokenizer
 from softdimo.math.masking import apply_mask, exact_count_mask
+from softdimo.math.precision import wide
 from softdimo.math.rollout import Roll
 from softdimo.shapes import Mask, PerSample, Probs
 from softdimo.spec import Fraction, LossSpec, NetworkSpec, NonNegative, Optimizer, Player, component
@@ -25,6 +26,7 @@ class GAN(LossSpec):
     discriminator: Annotated[NetworkSpec, component("discriminator")]
     """The discriminator component."""
     loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    """Softplus of minus the score, or the hinge."""
     ratio: tuple[Fraction, Fraction] = (0.0, 0.95)
     """Range of the mask ratio r ~ U, shared by real and generated (embedding-space discriminators)."""
     r1: NonNegative = 0.0
@@ -76,7 +78,7 @@ class GANTerm:
         """-log D on the re-masked soft embeddings (or minus the score, for hinge)."""
         assert self.critic is not None
         ratio, mask = self._mask(len(roll.tokens), roll)
-        score = self.critic(self._generated(roll.probs, roll, mask), ratio, roll.cond).float()
+        score = wide(self.critic(self._generated(roll.probs, roll, mask), ratio, roll.cond))
         loss = softplus(-score).mean() if self.spec.loss == "non_saturating" else -score.mean()
         return loss, {"generator": loss.detach()}
 
@@ -87,7 +89,7 @@ class GANTerm:
         with torch.no_grad():
             x_fake, x_real = self._generated(roll.probs, roll, mask), self._real(real, real.cond, mask)
         x = torch.cat([x_real, x_fake])
-        scores = self.critic(x, torch.cat([ratio, ratio]), Cond.cat([real.cond, roll.cond])).float()
+        scores = wide(self.critic(x, torch.cat([ratio, ratio]), Cond.cat([real.cond, roll.cond])))
         on_real, on_fake = scores.chunk(2)
         if self.spec.loss == "non_saturating":
             loss = softplus(-on_real).mean() + softplus(on_fake).mean()
@@ -101,7 +103,7 @@ class GANTerm:
         if self.spec.r1:
             rms = x_real.square().mean().sqrt()
             noise = torch.empty_like(x_real).normal_(generator=roll.rng) * rms * self.spec.r1_noise
-            penalty = (self.critic(x_real + noise, ratio, real.cond).float() - on_real).square().mean()
+            penalty = (wide(self.critic(x_real + noise, ratio, real.cond)) - on_real).square().mean()
             loss = loss + self.spec.r1 * penalty
             logs["r1"] = penalty.detach()
         return loss, logs

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec
 from softdimo_plugins.layers import full_precision
@@ -170,12 +171,12 @@ class CompactTeacher(Teacher):
     def head(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N G V"]:
         """Logits of every group from the last block's output."""
         h = self.project(self.norm(x)).unflatten(-1, (self.shape.G, self.width))
-        logits: Tensor = torch.einsum("...gd,gvd->...gv", h, self.table[:, :-1]).float()
-        return logits + self.output_bias.float()
+        logits: Tensor = wide(torch.einsum("...gd,gvd->...gv", h, self.table[:, :-1]))
+        return logits + wide(self.output_bias)
 
     def table_rms(self) -> Tensor:
         """Root mean square over the tables' visual rows (the mask rows left out)."""
-        return self.table[:, :-1].float().square().mean().sqrt()
+        return wide(self.table[:, :-1]).square().mean().sqrt()
 
     def frozen(self) -> tuple[str, ...]:
         """Embedding tables (and with them the tied head), positions, output bias."""
