@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from softdimo.engine.algorithm import Algorithm
 from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, RecipeError, WeightsError
+from softdimo.files import write_json
 from softdimo.folder import RECIPE, RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
@@ -106,17 +108,21 @@ def run(
     """
     runs = out.parent if out is not None else Path("runs")
     folder = RunFolder(out if out is not None else default_out(loaded, runs))
+    began = time.monotonic()
     session = start_session(loaded, runs, tensorboard, say)
     if session.fabric.is_global_zero:
         folder.hold()
     try:
-        _in_folder(loaded, folder, session, resume, fresh)
+        whole = _in_folder(loaded, folder, session, resume, fresh)
+        if whole and session.fabric.is_global_zero:
+            write_json(folder.path / "timing.json", {"seconds": round(time.monotonic() - began, 1)})
     finally:
         folder.release()
     return folder.path
 
 
-def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> None:
+def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> bool:
+    """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
     digest, recorded = training_hash(loaded), folder.recorded_hash()
     if fresh and session.fabric.is_global_zero:
         folder.clear()
@@ -134,28 +140,34 @@ def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool
         begun = (folder.path / "checkpoints").is_dir()
         if begun and not done and not resume:
             raise CheckpointError(f"{folder.path} holds an unfinished run: --resume goes on, --fresh starts over")
-    side_by_side(loaded, folder, session)
+    whole = side_by_side(loaded, folder, session) and not resume
     if loaded.recipe.train is not None:
         if not (folder.path / PRODUCT).is_file():
             session.train(loaded, folder, parts, resume)
         parts = with_weights(parts, loaded.recipe.train.network, folder.path / PRODUCT)
     finish(loaded, folder.path, parts, session)
+    return whole
 
 
-def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> None:
-    """On a CPU with several cores: everything that can be made apart, in processes of its own (see `jobs`)."""
+def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> bool:
+    """On a CPU with several cores: everything that can be made apart, in processes of its own (see `jobs`).
+
+    Returns whether nothing that the run needs was there already.
+    """
     hardware, fabric = loaded.recipe.hardware, session.fabric
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = hardware.jobs or min(4, cores)
-    if fabric.device.type != "cpu" or fabric.world_size > 1 or workers == 1 or loaded.smoke:
-        return
     cached = {p for p, need in jobs.needed(loaded).items() if (session.home(need.loaded) / PRODUCT).is_file()}
     trained = (folder.path / PRODUCT).is_file()
+    anew = not cached and not trained and not (folder.path / "eval.json").is_file()
+    if fabric.device.type != "cpu" or fabric.world_size > 1 or workers == 1 or loaded.smoke:
+        return anew
     todo = jobs.plan(loaded, folder.path, session.runs, workers, cached, trained)
     if len(todo) > 1:
         session.say(f"{len(todo)} jobs in {workers} processes: " + ", ".join(job.title for job in todo))
         jobs.run(todo, workers, max(1, (hardware.threads or cores) // workers))
     measure.gather(jobs.parts_folder(folder.path), folder.path / "eval.json")
+    return anew
 
 
 def finish(loaded: Loaded, folder: Path, parts: Components, session: Session) -> None:
