@@ -201,6 +201,7 @@ class Optimizer(Settings):
     """An optimizer and its learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Update rule; `adamw` decouples the weight decay."""
     lr: Positive = 1e-5
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -208,7 +209,9 @@ class Optimizer(Settings):
     momentum: Fraction = 0.0
     """Momentum of `sgd`."""
     eps: Positive = 1e-8
+    """Adam's epsilon."""
     weight_decay: NonNegative = 0.0
+    """Weight decay."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Iterations of linear warm-up."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
@@ -221,6 +224,7 @@ class Player(Settings):
     """One player of Algorithm 1: who trains, with which optimizer, how often."""
 
     optimizer: Optimizer = Optimizer()
+    """Its optimizer and learning rate."""
     clip: Positive | None = 1.0
     """Global gradient norm above which gradients are scaled down; null turns clipping off."""
     every: Annotated[int, Field(ge=1)] = 1
