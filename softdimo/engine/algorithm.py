@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,7 +86,8 @@ class Distillation:
                 # d L_gen / d z = sum_i w_i d L_i / d z, each taken at the logits, then one backward through theta
                 gradients = {}
                 for entry in self.terms:
-                    loss, info = entry.term.generator(roll)
+                    with self._sharing(entry):
+                        loss, info = entry.term.generator(roll)
                     gradients[entry.name] = self._at_logits(entry, loss, roll.logits, iteration)
                     logs |= {f"{entry.name}/loss": loss} | {f"{entry.name}/{k}": v for k, v in info.items()}
                 total = self._weigh(gradients, logs)
@@ -99,16 +101,19 @@ class Distillation:
         seen = roll.detach()
         for entry in self.terms:
             if entry.critic is not None and entry.critic.due(iteration):
-                entry.term.critic = entry.critic.module
-                with self.fabric.autocast():
+                with self.fabric.autocast(), _wrapped(entry.term, entry.critic):
                     loss, info = entry.term.critic_loss(seen, real)
                 self._finite(entry.name + "'s critic", loss, iteration)
                 norm = entry.critic.turn(iteration, loss)
-                entry.term.critic = entry.critic.raw
                 logs |= {f"{entry.name}/{k}": v for k, v in info.items()}
                 if norm is not None:
                     logs[f"{entry.name}/critic_grad_norm"] = norm
         return logs
+
+    def _sharing(self, entry: Entry) -> contextlib.AbstractContextManager[None]:
+        """In the generator's turn critics are plain functions, except one whose forward its own turn will re-use."""
+        shares = entry.critic is not None and getattr(entry.term, "shares_forward", False)
+        return _wrapped(entry.term, entry.critic) if shares and entry.critic is not None else contextlib.nullcontext()
 
     def _at_logits(self, entry: Entry, loss: Tensor, logits: Tensor, iteration: int) -> Tensor:
         """d L_i / d z; raises if the term is not finite or does not reach the logits."""
@@ -168,3 +173,13 @@ class Distillation:
             entry.norm = state["norms"][entry.name]
             if entry.critic is not None:
                 entry.critic.load_state_dict(state["critics"][entry.name])
+
+
+@contextlib.contextmanager
+def _wrapped(term: Term, critic: Player) -> Iterator[None]:
+    """The term sees its critic as the strategy wraps it, so that gradients are averaged over ranks."""
+    term.critic = critic.module
+    try:
+        yield
+    finally:
+        term.critic = critic.raw

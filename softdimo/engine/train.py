@@ -47,12 +47,12 @@ class Training:
     def run(self, resume: bool, on_sample: Sampled | None) -> Path:
         """Train and write the product; returns its path."""
         settings, seed = self.settings, self.parts.recipe.seed
-        seed_all(seed + self.fabric.global_rank)
         rng = torch.Generator(self.fabric.device).manual_seed(seed * 1_000_003 + self.fabric.global_rank)
-        algorithm = self._algorithm(rng)
+        algorithm, stream = self._algorithm(rng), self._stream()
+        seed_all(seed + self.fabric.global_rank)  # last: other recipes may have been trained on the way here
         loop = Loop(
             algorithm=algorithm,
-            stream=self._stream(),
+            stream=stream,
             folder=self.folder,
             fabric=self.fabric,
             generator=rng,
@@ -79,6 +79,12 @@ class Training:
 
     def _player(self, name: str, module: nn.Module) -> Player:
         return Player(name, module, self.settings.player, self.settings.iterations, self.fabric)
+
+    def _compile(self, net: nn.Module) -> None:
+        """torch.compile, block by block where there are blocks (short compile times, one graph for all of them)."""
+        if self.parts.recipe.hardware.compile:
+            for block in getattr(net, "blocks", None) or [net]:
+                block.compile()
 
     def _ema(self, module: nn.Module) -> EMA:
         return EMA(module, self.settings.ema.half_lives, self.settings.ema.warmup)
@@ -113,6 +119,8 @@ class Training:
         parts.require_teacher()
         context = parts.context()
         student = context.copy_teacher()
+        for net in (parts.require_teacher(), student):
+            self._compile(net)
         origin = None if settings.start.from_ is None else locate(settings.start.from_, parts.ensure)
         if origin is not None:
             load_strict(student, read_weights(origin), origin)
@@ -122,6 +130,7 @@ class Training:
             entry = Entry(spec.name, term, spec.weight)
             if term.critic is not None and term.player is not None:
                 critic = term.critic.to(self.fabric.device)
+                self._compile(critic)
                 if origin is not None and settings.start.critics:
                     saved = origin.parent / "critics" / f"{entry.name}.safetensors"
                     if saved.is_file():

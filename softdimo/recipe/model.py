@@ -170,8 +170,8 @@ class Hardware(Settings):
     """`auto` takes a GPU if there is one."""
     devices: Count = 1
     """Devices per node."""
-    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    """Replicas (`ddp`), or sharded parameters (`fsdp2`)."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """`ddp`: one replica per device, gradients averaged. `auto` takes it when there are several devices."""
     num_nodes: Count = 1
     """Machines."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
@@ -182,7 +182,7 @@ class Hardware(Settings):
     """Processes that share the work on a CPU (other recipes' trainings, rows of the table); one per core, at most 4,
     when null. On a GPU all runs in one."""
     compile: bool = False
-    """Compile the networks with torch.compile."""
+    """Compile the networks of a distillation with torch.compile, block by block."""
 
 
 class Recipe(Settings):

@@ -63,6 +63,7 @@ class DiMOTerm:
     def __init__(self, spec: DiMO, teacher: Teacher, auxiliary: nn.Module, schedule: Schedule) -> None:
         self.spec, self.teacher, self.player = spec, teacher, spec.player
         self.schedule: Schedule = spec.schedule or schedule
+        self.shares_forward = spec.share_t
         self.critic: nn.Module | None = auxiliary
 
     @property
