@@ -170,6 +170,34 @@ def test_every_parameter_is_trained(spec, progress, encoder, digits):
 
 
 @specs
+def test_the_images_gradient_passes_the_quantization(spec, digits):
+    free = {"commitment": 0.0} if isinstance(spec, ConvVQ) else {"entropy": 0.0}
+    net = make(spec.model_copy(update=free))
+    net.loss(digits[:64], torch.Generator().manual_seed(0), 0.5)[0].backward()
+    assert all(p.grad.abs().sum() > 0 for p in net.encoder.parameters())
+
+
+def test_training_again_starts_the_codebook_again(digits):
+    net = make(SPECS["vq"])
+    train(net, digits, 12)
+    assert net.codebook.started
+    net.loss(digits[:64], torch.Generator().manual_seed(0), 0.0)
+    assert not net.codebook.started
+
+
+@specs
+def test_soft_decoding_does_not_round_the_codes(spec):
+    net = make(spec)
+    seen = []
+    net.decoder[0].register_forward_pre_hook(lambda _, latent: seen.append(latent[0]))
+    probs = torch.rand(2, net.shape.L, net.shape.G, net.shape.V, generator=torch.Generator().manual_seed(0))
+    net.decode_soft(probs)
+    with torch.autocast("cpu", torch.bfloat16):
+        net.decode_soft(probs)
+    assert torch.equal(*seen)
+
+
+@specs
 def test_training_learns_to_reconstruct(spec, digits):
     net = make(spec)
     before = error(net, digits)

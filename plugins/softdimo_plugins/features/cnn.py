@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softdimo.kinds import Cond, Context, Features, ImageShape, Logs
+from softdimo.math.precision import wide
 from softdimo.shapes import Image
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
 from softdimo_plugins.layers import ChannelsLast
@@ -90,14 +91,14 @@ class CNNFeatures(Features):
     def forward(self, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
         """Features [B F] >= 0 and class logits [B K], in fp32."""
         features = functional.relu(self.narrow(self.cells(img)))
-        return features.float(), self.head(features).float()
+        return wide(features), wide(self.head(features))
 
     def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Cross-entropy of the labels under augmentation, dropout and label smoothing."""
         cells = self.cells(self.augment(img, rng))
         keep = torch.rand(cells.shape, generator=rng, device=rng.device).to(cells.device) >= self.spec.dropout
         features = functional.relu(self.narrow(cells * keep / (1 - self.spec.dropout)))
-        logits = self.head(features).float()
+        logits = wide(self.head(features))
         loss = functional.cross_entropy(logits, cond.labels, label_smoothing=self.spec.label_smoothing)
         return loss, {"accuracy": (logits.argmax(-1) == cond.labels).float().mean()}
 

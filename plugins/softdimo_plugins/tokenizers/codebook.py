@@ -40,9 +40,8 @@ def tally(
 
 
 def _draw(weights: Float[Tensor, "N"], n: int, rng: torch.Generator) -> Int[Tensor, "n"]:
-    """`n` indices with replacement, with probability proportional to the weights (uniform if all vanish)."""
-    weights = weights.double().to(rng.device)
-    edges = (weights + weights.mean() * 1e-6 + 1e-30).cumsum(0)
+    """`n` indices with replacement, with probability proportional to the weights (the first, if all vanish)."""
+    edges = weights.double().to(rng.device).cumsum(0)
     u = torch.rand(n, generator=rng, dtype=torch.float64, device=rng.device)
     return torch.searchsorted(edges, u * edges[-1]).clamp(max=len(edges) - 1)
 

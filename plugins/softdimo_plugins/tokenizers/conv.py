@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, ImageShape, Logs, Tokenizer, TokenShape
+from softdimo.math.precision import wide
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
 from softdimo_plugins.layers import ChannelsLast, full_precision
@@ -146,14 +147,14 @@ class ConvTokenizer(Tokenizer):
         """The encoder's outputs, in fp32."""
         if tuple(img.shape[1:]) != tuple(self.image):
             raise ValueError(f"images {tuple(img.shape)}, but the tokenizer was built for {tuple(self.image)}")
-        z: Tensor = self.encoder(img).float()
+        z: Tensor = wide(self.encoder(img))
         return z.flatten(2).transpose(1, 2)
 
     def pixels(self, z: Float[Tensor, "B L dim"]) -> Image:
         """The decoder's output before the sigmoid, in fp32."""
         grid = z.transpose(1, 2).reshape(len(z), self.dim, self.shape.rows, self.shape.cols)
         logits: Tensor = self.decoder(grid)
-        return logits.float()
+        return wide(logits)
 
     def encode(self, img: Image) -> Tokens:
         """Token ids in [0, V)."""
