@@ -15,7 +15,7 @@ from torch import nn
 from softdimo.cursor import Tokenized
 from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
-from softdimo.kinds import Context, Data, Features, ImageShape, Teacher, Tokenizer, TokenShape
+from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Tokenizer, TokenShape
 from softdimo.recipe.model import Recipe
 from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
 
@@ -45,12 +45,12 @@ def locate(weights: Weights, ensure: Ensure) -> Path:
 
 
 def _download(address: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     parts = address.removeprefix("hf://").split("/", 2)
     if len(parts) != 3 or not all(parts):
         raise WeightsError(f"{address}: write hf://owner/repo/path/to/file.safetensors")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -124,7 +124,10 @@ class Components:
         )
 
     def make(self, spec: Spec) -> Any:
-        """Build a component, once; a network gets its weights, goes to the device, and is frozen in evaluation mode."""
+        """Build a component, once; a network gets its weights, goes to the device, and is frozen in evaluation mode.
+
+        Discriminators alone are made anew each time: every term trains its own.
+        """
         key = f"{type(spec).__module__}.{type(spec).__qualname__} {spec.model_dump_json()}"
         if key not in self._made:
             built = self.fresh(spec)
@@ -132,6 +135,8 @@ class Components:
                 self.load(built, spec)
                 if isinstance(built, Teacher | Tokenizer | Features):
                     built.requires_grad_(False).eval()
+            if isinstance(built, Discriminator):
+                return built
             self._made[key] = built
         return self._made[key]
 
@@ -141,9 +146,10 @@ class Components:
         seed = int.from_bytes(
             hashlib.sha256(f"{self.recipe.seed} {spec.model_dump_json()}".encode()).digest()[:6], "big"
         )
+        context = self.context(bare)  # before the seed: what it builds must not draw from this component's stream
         with torch.random.fork_rng(devices=[]), self._on_device():
-            torch.manual_seed(seed)
-            built = spec.build(self.context(bare))
+            torch.default_generator.manual_seed(seed)  # the CPU's alone, where everything is built
+            built = spec.build(context)
         return built.to(self.device) if isinstance(built, nn.Module) else built
 
     def load(self, module: nn.Module, spec: Spec) -> None:

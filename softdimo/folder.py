@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -27,20 +29,37 @@ class RunFolder:
         self.path = path
         self._held: IO[str] | None = None
 
-    def hold(self) -> None:
-        """Take the folder; refuses when another run holds it."""
+    def hold(self, waiting: Callable[[], None] | None = None) -> None:
+        """Take the folder. While another run holds it: refuse, or with `waiting` (which is called once) wait."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._held = (self.path / ".held").open("w")
         except OSError as error:
             raise CheckpointError(f"cannot write in {self.path}: {error.strerror or error}") from error
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._lock():
+                if waiting is None:
+                    raise CheckpointError(f"another run is writing in {self.path}; wait for it, or give another --out")
+                waiting()
+                while not self._lock():
+                    time.sleep(0.2)
         except OSError as error:
-            self._held.close()
+            self.release()
             raise CheckpointError(
-                f"another run is writing in {self.path}; wait for it, or give another --out"
+                f"cannot lock {self.path / '.held'}: {error.strerror or error}; give an --out on a local disk"
             ) from error
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock(self) -> bool:
+        """Whether the lock is ours now; the system frees it when the process ends, however it ends."""
+        assert self._held is not None
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def release(self) -> None:
         """Give the folder back."""
@@ -66,6 +85,7 @@ class RunFolder:
             "eval.json",
             "search.json",
             "report.html",
+            "timing.json",
             RECIPE,
             LOCK,
         ):
@@ -80,7 +100,8 @@ class RunFolder:
 
 def environment(distributions: list[str]) -> dict[str, Any]:
     """Versions that a result depends on."""
-    names = sorted({"softdimo", "torch", "lightning-fabric", "numpy", *distributions})
+    fabric = ("lightning-fabric", "pytorch-lightning")  # whichever brought Fabric
+    names = sorted({"softdimo", "torch", *(n for n in fabric if _version(n)), "numpy", *distributions})
     return {
         "softdimo": __version__,
         "python": platform.python_version(),

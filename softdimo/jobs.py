@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from softdimo import measure
 from softdimo import recipe as recipes
 from softdimo.errors import Interrupted, SoftdimoError
 from softdimo.folder import RECIPE
@@ -96,14 +97,16 @@ def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str
         needs = set(for_training(loaded.recipe)) - cached
         jobs.append(Job("train", ["train", resolved, str(folder)], needs, "this run"))
     if loaded.recipe.eval is not None:
-        table = loaded.recipe.eval
-        for rows in _shares(table.rows, workers):
+        table, players = loaded.recipe.eval, measure.needed_to_refuse(loaded)
+        for rows in _shares(loaded.recipe, table.rows, workers):
             part = table.model_copy(update={"rows": tuple(table.rows[i] for i in rows)})
             base = loaded.recipe.model_copy(update={"train": None, "search": None, "eval": part})
-            needs = set(references(base)) - cached
+            needs = (set(references(base)) | players) - cached
             numbers = [str(i) for i in rows]
             shown = "rows " + " ".join(numbers)
             jobs.append(Job(shown, ["rows", resolved, str(folder), *numbers], needs, shown))
+    for job in jobs:
+        job.needs &= {other.name for other in jobs}
     return sorted(jobs, key=lambda job: -_height(job.name, jobs))
 
 
@@ -112,17 +115,26 @@ def _height(name: str, jobs: Sequence[Job]) -> int:
     return 1 + max((_height(job.name, jobs) for job in jobs if name in job.needs), default=0)
 
 
-def _shares(rows: Sequence[Row], workers: int) -> list[list[int]]:
-    """Rows of real images, reconstructions and teachers in up to `workers` groups of about the same cost."""
+def _shares(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[list[int]]:
+    """Rows that need nothing which this recipe trains, in up to `workers` groups of about the same cost."""
     cost = {
         i: row.sampler.passes() if row.sampler is not None else 1.0  # type: ignore[attr-defined]
         for i, row in enumerate(rows)
-        if row.of != "student"
+        if _stands_alone(row, recipe.train.network if recipe.train is not None else None)
     }
     groups: list[list[int]] = [[] for _ in range(workers)]
     for i in sorted(cost, key=lambda i: -cost[i]):
         min(groups, key=lambda group: sum(cost[j] for j in group)).append(i)
     return [sorted(group) for group in groups if group]
+
+
+def _stands_alone(row: Row, trained: str | None) -> bool:
+    """Whether a row can be measured before the recipe's own training (of the network `trained`) is done."""
+    if row.of == "real" or trained is None:
+        return True
+    if row.of == "reconstruction":
+        return trained != "tokenizer"
+    return trained == "student" and (row.of == "teacher" or row.weights is not None)
 
 
 def run(jobs: Sequence[Job], workers: int, threads: int) -> None:
@@ -132,7 +144,11 @@ def run(jobs: Sequence[Job], workers: int, threads: int) -> None:
     """
     waiting, done = list(jobs), set[str]()
     running: dict[str, _Process] = {}
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "SOFTDIMO_THREADS": str(threads)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "SOFTDIMO_THREADS": str(threads),
+        "SOFTDIMO_PARENT": str(os.getpid()),
+    }
     with _signals() as stop:
         while waiting or running:
             for job in [j for j in waiting if j.needs <= done][: workers - len(running)]:
@@ -188,10 +204,18 @@ class _Process:
 
     def error(self, code: int) -> SoftdimoError:
         """What went wrong, as the job said it."""
-        text = "".join(self._said).strip() or f"it ended with code {code}"
+        text = "".join(self._said).strip() or _ending(code)
         found = SoftdimoError(f"{self.job.title}: {text}")
         found.code = code if 0 < code < 128 else 1
         return found
+
+
+def _ending(code: int) -> str:
+    """In words, how a process that said nothing ended."""
+    if code >= 0:
+        return f"it ended with code {code}"
+    name = signal.Signals(-code).name
+    return f"it was killed ({name})" + ("; was there enough memory?" if name == "SIGKILL" else "")
 
 
 def _end(running: dict[str, _Process]) -> None:

@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel
-
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components, locate
-from softdimo.errors import RecipeError
+from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests
 from softdimo.files import load_strict, read_weights, write_json
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.recipe import Loaded, Recipe
 from softdimo.recipe.model import Row
+from softdimo.recipe.shrink import walk
 from softdimo.searching import SearchPieces, search
 from softdimo.spec import NetworkSpec, RecipeRef, Weights
 
@@ -65,8 +64,10 @@ def gather(folder: Path, target: Path) -> None:
     found: dict[str, dict[str, object]] = {}
     for path in [target, *sorted(folder.glob("eval-*.json"))]:
         if path.is_file():
-            part = json.loads(path.read_text(encoding="utf-8"))
-            found |= {row["key"]: row for row in part["rows"]}
+            try:
+                found |= {row["key"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
     if found:
         write_json(target, {"rows": list(found.values())})
 
@@ -115,33 +116,36 @@ def _subject(row: Row, parts: Components, product: Path) -> Subject:
 def _played(loaded: Loaded, parts: Components) -> dict[str, object]:
     """Networks that trained what is measured: the teacher, and those inside the terms of every student's recipe."""
     found: dict[str, object] = {} if parts.teacher is None else {"the teacher": parts.teacher}
-    for path, recipe in _recipes(loaded.recipe, loaded.path.stem, loaded.smoke, {}):
-        for term in recipe.train.terms if recipe.train is not None else ():
-            for spec in _inside(term):
-                if isinstance(spec, NetworkSpec) and spec.weights is not None:
-                    found[f"`{spec.use}` of the term `{term.name}` in {path}"] = parts.make(spec)
+    for role, spec in _players(loaded):
+        found[role] = parts.make(spec)
     return found
 
 
+def needed_to_refuse(loaded: Loaded) -> set[str]:
+    """Keys of the recipes that make the networks of `_played`: every row asks whether one of them is its judge."""
+    return {spec.weights.key for _, spec in _players(loaded) if isinstance(spec.weights, RecipeRef)}
+
+
+def _players(loaded: Loaded) -> Iterator[tuple[str, NetworkSpec]]:
+    """Networks with weights inside the terms of this recipe's student, and of every other that it measures."""
+    for path, recipe in _recipes(loaded.recipe, loaded.path.stem, loaded.smoke, {}):
+        for term in recipe.train.terms if recipe.train is not None else ():
+            for _, spec in walk(term):
+                if isinstance(spec, NetworkSpec) and spec.weights is not None:
+                    yield f"`{spec.use}` of the term `{term.name}` in {path}", spec
+
+
 def _recipes(recipe: Recipe, name: str, smoke: bool, seen: dict[str, Recipe]) -> Iterator[tuple[str, Recipe]]:
-    """The recipe, and those of the students that it starts from or measures."""
+    """The recipe, and those of the students that it measures, and that they and it started from."""
     yield name, recipe
-    refs: list[Weights | None] = [row.weights for row in recipe.eval.rows] if recipe.eval is not None else []
+    rows = recipe.eval.rows if recipe.eval is not None and not seen else ()
+    refs: list[Weights | None] = [row.weights for row in rows]
     if recipe.train is not None:
         refs.append(recipe.train.start.from_)
     for ref in refs:
         if isinstance(ref, RecipeRef) and ref.key not in seen:
             seen[ref.key] = recipes.load_ref(ref, smoke).recipe
             yield from _recipes(seen[ref.key], Path(ref.recipe).stem, smoke, seen)
-
-
-def _inside(settings: BaseModel) -> Iterator[BaseModel]:
-    yield settings
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, BaseModel):
-                yield from _inside(item)
 
 
 def _telling(say: Say, every: float = 10.0) -> Progress:

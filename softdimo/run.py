@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, RecipeError, WeightsError
 from softdimo.files import write_json
-from softdimo.folder import RECIPE, RunFolder
+from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
@@ -50,9 +50,12 @@ class Session:
             raise RecipeError(f"{loaded.path} has no `train:` section, so it makes no weights")
         held = RunFolder(folder)
         if self.fabric.is_global_zero:
-            held.hold()
+            held.hold(waiting=lambda: self.say(f"waiting for another run, which is making {folder}"))
+        self.fabric.barrier("held")
         try:
             if not (folder / PRODUCT).is_file():
+                if self.fabric.is_global_zero:
+                    describe(loaded, held)
                 with torch.inference_mode(False), torch.enable_grad():
                     self.train(loaded, held, self.parts(loaded), resume=True)
         finally:
@@ -65,12 +68,17 @@ class Session:
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
-        digest = training_hash(loaded)
-        if self.fabric.is_global_zero:
-            folder.describe(recipes.dump(loaded.recipe), digest, recipes.distributions(loaded.recipe))
-        training = Training(parts, self.fabric, folder.path, digest, loaded.path.stem, self.tensorboard)
+        title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
+        training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
         sheets = Sheets(parts, folder.path / "samples")
-        training.run(resume, self._sampling(sheets, training))
+        writer = RunFolder(jobs.parts_folder(folder.path))
+        if self.fabric.is_global_zero:
+            writer.hold(waiting=lambda: self.say(f"waiting: a job of a run that was killed is saving in {folder.path}"))
+        self.fabric.barrier("writer")
+        try:
+            training.run(resume, self._sampling(sheets, training))
+        finally:
+            writer.release()
 
     def _sampling(self, sheets: Sheets, training: Training) -> Callable[[int, Algorithm], None] | None:
         if not self.fabric.is_global_zero or self.fabric.world_size > 1:
@@ -88,9 +96,32 @@ def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Sa
     return Session(launch(loaded.recipe.hardware), runs, loaded.smoke, tensorboard, say)
 
 
+def describe(loaded: Loaded, folder: RunFolder) -> None:
+    """Write the resolved recipe and the lock file into the folder."""
+    folder.describe(recipes.dump(loaded.recipe), training_hash(loaded), recipes.distributions(loaded.recipe))
+
+
 def default_out(loaded: Loaded, runs: Path) -> Path:
-    """`runs/<recipe>`, or `runs/<recipe>-smoke`."""
+    """`runs/<recipe>`, or `runs/<recipe>-smoke`; a run folder's own recipe runs there."""
+    if loaded.path.name == RECIPE and (loaded.path.parent / LOCK).is_file():
+        return loaded.path.parent
     return runs / (loaded.path.stem + ("-smoke" if loaded.smoke else ""))
+
+
+def as_recorded(loaded: Loaded) -> Loaded:
+    """The recipe of a run folder, tiny if that run was; other recipes as they are."""
+    if loaded.path.name != RECIPE or training_hash(loaded) == RunFolder(loaded.path.parent).recorded_hash():
+        return loaded
+    tiny = replace(loaded, smoke=True)
+    return tiny if training_hash(tiny) == RunFolder(loaded.path.parent).recorded_hash() else loaded
+
+
+def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
+    if folder.recorded_hash() not in (None, training_hash(loaded)):
+        raise CheckpointError(
+            f"{folder.path} holds a run of another recipe (or of other settings); "
+            "give another --out, or --fresh to replace it"
+        )
 
 
 def run(
@@ -106,10 +137,10 @@ def run(
     A folder that holds the finished training of the same recipe is not trained again. An unfinished one needs `resume`
     (go on) or `fresh` (start over).
     """
-    runs = out.parent if out is not None else Path("runs")
-    folder = RunFolder(out if out is not None else default_out(loaded, runs))
+    loaded = as_recorded(loaded)
+    folder = RunFolder(out if out is not None else default_out(loaded, Path("runs")))
     began = time.monotonic()
-    session = start_session(loaded, runs, tensorboard, say)
+    session = start_session(loaded, folder.path.parent, tensorboard, say)
     if session.fabric.is_global_zero:
         folder.hold()
     try:
@@ -123,18 +154,14 @@ def run(
 
 def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> bool:
     """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
-    digest, recorded = training_hash(loaded), folder.recorded_hash()
-    if fresh and session.fabric.is_global_zero:
+    if not fresh:
+        _refuse_another(loaded, folder)
+    elif session.fabric.is_global_zero:
         folder.clear()
-    elif recorded not in (None, digest):
-        raise CheckpointError(
-            f"{folder.path} holds a run of another recipe (or of other settings); "
-            "give another --out, or --fresh to replace it"
-        )
     session.fabric.barrier("folder")
     parts = session.parts(loaded)
     if session.fabric.is_global_zero:
-        folder.describe(recipes.dump(loaded.recipe), digest, recipes.distributions(loaded.recipe))
+        describe(loaded, folder)
     if loaded.recipe.train is not None:
         done = (folder.path / PRODUCT).is_file()
         begun = (folder.path / "checkpoints").is_dir()
@@ -196,7 +223,8 @@ def search_only(loaded: Loaded, out: Path | None = None) -> Path:
 def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     if getattr(loaded.recipe, section) is None:
         raise RecipeError(f"{loaded.path} has no `{section}:` section")
-    home = loaded.path.parent if loaded.path.name == RECIPE else default_out(loaded, Path("runs"))
+    loaded = as_recorded(loaded)
+    home = default_out(loaded, Path("runs"))
     folder = RunFolder(out or home)
     runs = folder.path.parent
     session = start_session(loaded, runs)
@@ -207,6 +235,7 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
             product = home / PRODUCT
             if not product.is_file():
                 raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
+            _refuse_another(loaded, RunFolder(home))
             parts = with_weights(parts, loaded.recipe.train.network, product)
         if section == "eval":
             measure.evaluate_section(loaded, folder.path, parts, session.say, home / PRODUCT)

@@ -12,6 +12,7 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Run the job; errors go to stderr as `error: ...`, their code is the exit code."""
     _die_with_parent()
+    from softdimo.cli.main import CRASH, record
     from softdimo.errors import SoftdimoError
 
     try:
@@ -19,6 +20,10 @@ def main(arguments: list[str]) -> int:
     except SoftdimoError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.code
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: unexpected {what[:400]}\ntraceback in {record()}", file=sys.stderr, flush=True)
+        return CRASH
     return 0
 
 
@@ -55,7 +60,7 @@ def _die_with_parent() -> None:
     """On Linux: when the run that started this job is killed, the job gets SIGTERM (it saves and stops)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if os.getppid() == 1:
+        if os.getppid() != int(os.environ["SOFTDIMO_PARENT"]):  # it was killed before this line
             sys.exit(1)
 
 

@@ -92,12 +92,12 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug:
             traceback.print_exc()
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error: unexpected {what[:400]}\n       traceback in {_record()}", file=sys.stderr)
+        print(f"error: unexpected {what[:400]}\n       traceback in {record()}", file=sys.stderr)
         return CRASH
     return 0
 
 
-def _record() -> str:
+def record() -> str:
     """Write the current traceback to a file of its own."""
     handle, path = tempfile.mkstemp(prefix=time.strftime("softdimo-%Y%m%d-%H%M%S-"), suffix=".log", text=True)
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
