@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,11 @@ def compare(a: Path, b: Path, console: Console | None = None) -> Comparison:
     """
     first, second = _open(a), _open(b)
     found = differences(first, second)
-    _print(found, (_name(first, second), _name(second, first)), console or Console())
+    _print(
+        found,
+        (_name(first, second), _name(second, first)),
+        console or Console(width=None if sys.stdout.isatty() else 120),
+    )
     return found
 
 

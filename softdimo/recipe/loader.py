@@ -13,7 +13,7 @@ from softdimo.errors import RecipeError
 from softdimo.recipe.faults import at, translate
 from softdimo.recipe.layers import override, read
 from softdimo.recipe.model import Recipe
-from softdimo.recipe.nodes import Fault, Node
+from softdimo.recipe.nodes import Fault, Node, dotted
 from softdimo.recipe.shrink import rewrite, walk
 from softdimo.recipe.shrink import smoke as small
 from softdimo.spec import RecipeRef, Settings
@@ -30,6 +30,15 @@ class Loaded:
     """Whether this is the tiny version; recipes that it refers to are then tiny too."""
     sources: tuple[Path, ...] = ()
     """Every file it was read from: itself, its bases, and the recipes that it refers to (absolute)."""
+    tree: Node | None = field(default=None, repr=False, compare=False)
+    """What was written, with positions."""
+
+    def fault(self, path: tuple[str | int, ...], what: str) -> RecipeError:
+        """An error at the place where the key at `path` (or the nearest one above it) was written."""
+        if self.tree is None:
+            return RecipeError(f"{self.path} {dotted(path)}: {what}")
+        return _error([Fault(at(self.tree, path).anchor, path, what)])
+
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), smoke: bool = False) -> Loaded:
@@ -85,7 +94,7 @@ class _Reader:
         path = Path(os.path.abspath(name))
         referred = self.references(recipe, tree, (*above, os.path.realpath(path)))
         files = dict.fromkeys([*sources, *(p for other in referred for p in other.sources)])
-        return Loaded(small(recipe) if self.smoke else recipe, path, self.smoke, tuple(files))
+        return Loaded(small(recipe) if self.smoke else recipe, path, self.smoke, tuple(files), tree)
 
     def references(self, recipe: Recipe, tree: Node, chain: tuple[str, ...]) -> list[Loaded]:
         """Load the recipes that this one refers to, so that their faults show before anything runs."""
