@@ -40,7 +40,6 @@ class Loaded:
         return _error([Fault(at(self.tree, path).anchor, path, what)])
 
 
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = (), smoke: bool = False) -> Loaded:
     """Read a recipe (or the recipe of a run folder), apply `key.path=value` overrides, and validate all of it.
 
