@@ -319,6 +319,8 @@ class Found:
     """Score of every evaluated point, iteration 0 first."""
     passes: float
     """Forward-equivalents per condition: a forward is 1, its backward 2."""
+    screening: float = 0.0
+    """The part of `passes` that was spent on choosing the starts of `trace`."""
     path: Float[Tensor, "iterations B L D"] | None = None
     """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
 

@@ -209,7 +209,7 @@ class _Tally:
         self.scores: list[Tensor] = []
         self.held_out: dict[str, list[Tensor]] = {name: [] for name in of.held_out}
         self.trace: Tensor | float = 0.0
-        self.passes, self.seconds, self.done = 1.0, 0.0, 0
+        self.passes, self.screening, self.seconds, self.done = 1.0, 0.0, 0.0, 0
 
     def add(self, images: Image, cond: Cond, seconds: float, found: Found | None, name: str) -> None:
         """Score one batch of delivered images; rewards outside the search do not count as its time."""
@@ -220,7 +220,7 @@ class _Tally:
         if found is not None:
             best = found.trace.double().cpu().cummax(0).values.cummax(1).values
             self.trace = self.trace + best.sum(-1)
-            self.passes = found.passes
+            self.passes, self.screening = found.passes, found.screening
         self.seconds += seconds
         self.done += len(cond)
         self.of.progress(name, self.done, self.of.n)
@@ -230,7 +230,7 @@ class _Tally:
         scores = torch.cat(self.scores)
         trace = self.trace / self.done if isinstance(self.trace, Tensor) else scores.mean().view(1, 1)
         starts, points = trace.shape
-        step = (self.passes / starts - 1) / (points - 1) if points > 1 else 0.0
+        step = ((self.passes - self.screening) / starts - 1) / (points - 1) if points > 1 else 0.0
         out: Json = {
             "name": name,
             "decode": decode,
@@ -241,7 +241,7 @@ class _Tally:
             "held_out": {key: float(torch.cat(parts).mean()) for key, parts in self.held_out.items()},
             "held_out_sem": {key: _sem(torch.cat(parts)) for key, parts in self.held_out.items()},
             "trace": trace.tolist(),
-            "trace_passes": [[(s + 1) * (1 + i * step) for i in range(points)] for s in range(starts)],
+            "trace_passes": [[self.screening + (s + 1) * (1 + i * step) for i in range(points)] for s in range(starts)],
         }
         if plain is not None:
             out |= {"gain_mean": float((scores - plain).mean()), "gain_sem": _sem(scores - plain)}

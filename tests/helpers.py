@@ -137,3 +137,22 @@ def rng(seed: int = 0) -> torch.Generator:
 def context(**changes) -> Context:
     """A bare context; `make` gives the module that a test puts in place of a network's settings."""
     return Context(IMAGE, CLASSES, make=lambda spec: spec, tokens=SHAPE, **changes)
+
+
+def points(n, width=3, seed=0, dtype=torch.float32):
+    return torch.randn(n, width, generator=rng(seed), dtype=dtype)
+
+
+def images(x):
+    """Points [N F] as images whose features they are."""
+    return x[:, None, None, :]
+
+
+def measure(metric, real, fake, cond=None, batch=10_000):
+    """A metric's numbers of points against reference points."""
+    for part in real.split(batch):
+        metric.reference(images(part), labels(len(part)))
+    metric.reset()
+    for part in fake.split(batch):
+        metric.update(images(part), cond or labels(len(part)))
+    return metric.result()

@@ -13,9 +13,8 @@ from softdimo_plugins.samplers.one_step import OneStep
 from softdimo_plugins.samplers.random_order import RandomOrder
 
 from softdimo.errors import CheckpointError, DataError, RecipeError
-from softdimo.evaluate import Pieces, Subject, evaluate, network_digests
+from softdimo.evaluate import Pieces, Subject, evaluate
 from softdimo.kinds import Metric
-from softdimo.math.digest import digest_module
 from softdimo.math.init import Init
 from tests.helpers import Blobs, CountingTeacher, Painter, Pooled
 
@@ -258,60 +257,6 @@ def test_a_damaged_file_is_named(tmp_path):
         (tmp_path / "eval.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"eval\.json is damaged.*delete it"):
             run(tmp_path, STUDENT)
-
-
-@pytest.mark.parametrize("part", ["reward", "discriminator"])
-def test_a_network_that_took_part_in_training_may_not_judge(tmp_path, part):
-    class Reward:
-        differentiable = True
-
-        def __init__(self, network):
-            self.network = network
-
-    class Critic(torch.nn.Module):
-        def __init__(self, trunk):
-            super().__init__()
-            self.head = torch.nn.Linear(2, 1)
-            self.trunk = (trunk,)  # frozen, so not registered
-
-    copy = Pooled(2)  # the judge's weights in another module
-    player = Reward(copy) if part == "reward" else Critic(copy)
-    forbidden = network_digests({part: player})
-    with pytest.raises(RecipeError, match=f"`accuracy` judges with the network that training used as {part}"):
-        run(tmp_path, STUDENT, forbidden=forbidden)
-    assert not (tmp_path / "eval.json").exists()
-    honest = network_digests({part: Reward(Pooled(3))})
-    assert honest
-    run(tmp_path, STUDENT, forbidden=honest)
-
-
-def test_digests_find_networks_wherever_they_are():
-    a, b = Pooled(1), Pooled(2)
-
-    class Outer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = a
-
-    found = network_digests({"x": {"list": [Outer()], "again": a}, "y": b, "none": OneStep()})
-    assert digest_module(a) in found.values()
-    assert found["y"] == digest_module(b)
-    assert set(found) == {"x", "x (2)", "y"}
-    looped = type("Loop", (), {})()
-    looped.me, looped.net = looped, b
-    assert network_digests({"loop": looped}) == {"loop": digest_module(b)}
-
-
-def test_digests_depend_on_names_shapes_types_and_values_only():
-    net = torch.nn.Linear(2, 3)
-    same = torch.nn.Linear(2, 3)
-    same.load_state_dict(net.state_dict())
-    assert digest_module(net) == digest_module(same)
-    assert digest_module(net) != digest_module(same.double())
-    with torch.no_grad():
-        net.bias[0] += 1e-6
-    assert digest_module(net) != digest_module(same.float())
-    assert digest_module(torch.nn.BatchNorm1d(2)) != digest_module(torch.nn.BatchNorm1d(3))
 
 
 def test_soft_decode_is_measured_on_expected_codes(tmp_path):

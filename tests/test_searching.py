@@ -92,6 +92,9 @@ def test_the_trace_is_the_best_so_far_and_ends_at_the_score(tmp_path):
     assert float(trace[-1, -1]) == pytest.approx(rows["tteo"]["score_mean"], abs=1e-5)
     assert float(trace[0, 0]) == pytest.approx(rows["one step, argmax"]["score_mean"], abs=1e-5)
     assert rows["tteo"]["trace_passes"] == [[1, 4, 7, 10], [2, 8, 14, 20]]
+    _, rows = run(tmp_path, {"screened": tteo(candidates=7), "eight": BestOfN(n=8)})
+    assert rows["screened"]["trace_passes"] == [[8, 11, 14, 17], [9, 15, 21, 27]]
+    assert rows["screened"]["passes"] == 27
     assert torch.tensor(rows["eight"]["trace"]).shape == (8, 1)
     assert rows["eight"]["trace_passes"] == [[n] for n in range(1, 9)]
 

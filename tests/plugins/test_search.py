@@ -111,9 +111,29 @@ def test_optimization_beats_best_of_n_at_equal_cost():
     assert found.score.mean() > equal.score.mean() + 1
 
 
+def test_screening_takes_the_best_candidates_as_starts():
+    every = run(BestOfN(n=9)).trace[:, 0]
+    found = run(TTEO(candidates=9, starts=3, iterations=4, lr=0.1, unit=1.0))
+    assert torch.equal(found.trace[:, 0], every.topk(3, dim=0).values)
+    assert (found.score >= every.max(0).values).all()
+    assert found.screening == 9
+    assert found.passes == 9 + 3 * 13
+    with pytest.raises(ValueError, match="candidates: 2 are fewer than starts: 3"):
+        TTEO(candidates=2, starts=3)
+
+
+def test_screening_is_a_better_use_of_the_same_cost():
+    """A few good starts, optimized, against more random ones at no lower cost."""
+    screened = run(TTEO(candidates=12, starts=1, iterations=4, optimizer="sgd", lr=0.05, unit=1.0), n=60)
+    random = run(TTEO(starts=2, iterations=4, optimizer="sgd", lr=0.05, unit=1.0), n=60)
+    assert screened.passes <= random.passes
+    assert screened.score.mean() > random.score.mean()
+
+
 @pytest.mark.parametrize("starts", [1, 3])
 @pytest.mark.parametrize("iterations", [0, 1, 4])
-def test_forward_equivalents_are_counted_passes(starts, iterations):
+@pytest.mark.parametrize("candidates", [None, 5])
+def test_forward_equivalents_are_counted_passes(starts, iterations, candidates):
     """Counted by hooks on a network: a row forward is 1, a row that a gradient comes back to is 2."""
     net = CountingTeacher()
     seen = {"forward": 0, "backward": 0}
@@ -128,9 +148,9 @@ def test_forward_equivalents_are_counted_passes(starts, iterations):
     def begin(cond, r):
         return torch.randn(len(cond), 6, 8, generator=r)
 
-    method = TTEO(starts=starts, iterations=iterations, unit=1.0)
+    method = TTEO(starts=starts, iterations=iterations, candidates=candidates, unit=1.0)
     found = method.run(images, lambda img, cond: img.mean((1, 2, 3)), begin, labels(5), rng())
-    assert seen["forward"] == net.rows == 5 * starts * (iterations + 1)
+    assert seen["forward"] == net.rows == 5 * (starts * (iterations + 1) + (candidates or 0))
     assert seen["backward"] == 5 * starts * iterations
     assert found.passes == (seen["forward"] + 2 * seen["backward"]) / 5
     net.rows = 0
