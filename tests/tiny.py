@@ -1,0 +1,60 @@
+"""Recipes that take seconds: digits, a tokenizer of 16 codes, a teacher of 2 blocks, 4 iterations each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TOKENIZER = """\
+title: Tiny tokenizer
+data: {use: digits}
+tokenizer: {use: conv_vq, patch: 2, codebook: 16, width: 4}
+train: {network: tokenizer, iterations: 4, batch_size: 8, ema: {half_lives: []}, log_every: 2, sample_every: 4}
+"""
+TEACHER = """\
+title: Tiny teacher
+data: {use: digits}
+tokenizer: {use: conv_vq, patch: 2, codebook: 16, width: 4, weights: {recipe: tokenizer.yaml}}
+teacher: {use: compact, width: 16, depth: 2, heads: 2}
+train: {network: teacher, iterations: 4, batch_size: 8, ema: {half_lives: [5]}, log_every: 2, sample_every: 4}
+"""
+JUDGE = """\
+title: Tiny judge
+data: {use: digits}
+features: {use: cnn, width: 4, features: 4}
+train: {network: features, iterations: 4, batch_size: 8, ema: {half_lives: [5]}, log_every: 2}
+"""
+DIMO = """\
+title: Tiny Di[M]O
+base: teacher.yaml
+teacher: {weights: {recipe: teacher.yaml}}
+train:
+  network: student
+  player: {optimizer: {lr: 1e-3}}
+  terms:
+    - {use: dimo, guidance: {scale: 1.5}, player: {optimizer: {lr: 1e-3}}}
+"""
+SECTIONS = """\
+eval:
+  samples: 8
+  seeds: [0, 1]
+  reference: 40
+  batch_size: 8
+  metrics: [{use: accuracy, features: &judge {use: cnn, width: 4, features: 4, weights: {recipe: judge.yaml}}}]
+  rows:
+    - {name: codes, of: reconstruction}
+    - {name: teacher, of: teacher, sampler: {use: maskgit, steps: 3}}
+    - {name: student, of: student}
+search:
+  conditions: 2
+  score: {use: class_log_prob, classifier: *judge}
+  methods: [{name: best of 2, search: {use: best_of_n, n: 2}}]
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write the recipes; returns that of Di[M]O. `whole.yaml` is the same with evaluation and search."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"tokenizer": TOKENIZER, "teacher": TEACHER, "judge": JUDGE, "dimo": DIMO, "whole": DIMO + SECTIONS}
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / "dimo.yaml"
