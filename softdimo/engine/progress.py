@@ -35,7 +35,8 @@ class Line:
         if self._bar is not None:
             self._bar.stop()
         if not self.quiet and error[0] is None and self._begin is not None:
-            self.console.print(f"{self.title}: {self.total} iterations, {self._losses}", markup=False, highlight=False)
+            text = f"{self.title}: {self.total} iterations, {self._losses}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, done: int, row: Mapping[str, float] | None) -> None:
         """Show that `done` iterations are finished; `row` is the newest log row."""
