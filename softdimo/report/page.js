@@ -18,7 +18,7 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     if (!tip) {
       tip = figure.appendChild(document.createElement("div"));
       tip.className = "tip";
-      cross = svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "line"));
+      cross = svg.appendChild(svg.querySelector("line").cloneNode());
       cross.setAttribute("class", "cross");
     }
     for (const [k, v] of [["x1", place(best)], ["x2", place(best)], ["y1", 8], ["y2", view.height - 34]]) cross.setAttribute(k, v);
