@@ -72,7 +72,7 @@ def test_hub_downloads_and_their_failures(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("no connection\nlong explanation")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    with pytest.raises(WeightsError, match="could not download hf://a/b/c: no connection$"):
+    with pytest.raises(WeightsError, match=r"could not download hf://a/b/c: no connection$"):
         locate("hf://a/b/c", unavailable)
 
 

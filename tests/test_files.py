@@ -34,9 +34,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     write_json(path, {"n": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"n": float("nan")})
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("half of", encoding="utf-8")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half of", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert json.loads(path.read_text(encoding="utf-8")) == {"n": 1}
     assert names(tmp_path) == ["a.json"]
 

@@ -98,6 +98,7 @@ class Training:
             raise RecipeError(f"train.network is {settings.network}, but the recipe has no section of that name")
         network = parts.fresh(spec)
         parts.load(network, spec)
+        self._start(network)
         network.requires_grad_(True)
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
@@ -112,6 +113,14 @@ class Training:
             objective = fit.features_objective(network, rng)
         return fit.Fit(player, self._ema(network), objective, self.fabric)
 
+    def _start(self, network: nn.Module) -> Path | None:
+        """Load the weights of the earlier run that `train.start.from` names, if it names one; returns their file."""
+        start = self.settings.start.from_
+        origin = None if start is None else locate(start, self.parts.ensure)
+        if origin is not None:
+            load_strict(network, read_weights(origin), origin)
+        return origin
+
     def _distillation(self, rng: torch.Generator) -> Distillation:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
@@ -121,9 +130,7 @@ class Training:
         student = context.copy_teacher()
         for net in (parts.require_teacher(), student):
             self._compile(net)
-        origin = None if settings.start.from_ is None else locate(settings.start.from_, parts.ensure)
-        if origin is not None:
-            load_strict(student, read_weights(origin), origin)
+        origin = self._start(student)
         entries = []
         for spec in settings.terms:
             term: Term = spec.build(context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic import Field
 from softdimo.kinds import Context
 from softdimo.spec import Spec
 from softdimo_plugins.data.arrays import ArrayData
-from softdimo_plugins.data.packages import package_file, read_csv
+from softdimo_plugins.data.packages import package_file, read_csv, unzip
 
 
 class Digits(Spec):
@@ -29,7 +28,8 @@ class Digits(Spec):
 
     def build(self, context: Context) -> ArrayData:
         """Read and split. DataError names what to install."""
-        rows = read_csv(gzip.decompress(package_file("scikit-learn", "digits.csv.gz", "digits")), 65, "digits.csv.gz")
+        name = "digits.csv.gz"
+        rows = read_csv(unzip(package_file("scikit-learn", name, "digits"), name), 65, name)
         images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)  # 17 levels
         labels = rows[:, -1].astype(np.int64)
         if self.condition == "parity":

@@ -125,7 +125,7 @@ def find_classes(root: Path) -> dict[str, list[Path]]:
         raise DataError(f"{root} has no images ({', '.join(sorted(SUFFIXES))}) and no subfolders")
     if top:
         return {root.resolve().name: top}
-    classes = {folder.name: sorted(_images(folder, set())) for folder in folders}
+    classes = {folder.name: list(_images(folder, set())) for folder in folders}
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(
@@ -135,7 +135,7 @@ def find_classes(root: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Images at any depth below `folder`; a folder reached twice through links is read once."""
+    """Images at any depth below `folder`, in the order of the names; a folder reached twice through links is read once."""
     real = folder.resolve()
     if real in seen:
         return

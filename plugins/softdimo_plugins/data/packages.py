@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
+import zlib
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -73,6 +75,14 @@ def unpickle_array(data: bytes, what: str) -> NDArray[Any]:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
         raise DataError(f"{what} holds {type(array).__name__}, expected an array of numbers")
     return array
+
+
+def unzip(data: bytes, what: str) -> bytes:
+    """The content of a gzip file; DataError if it is damaged."""
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{what} is damaged ({error}); install its package again") from error
 
 
 def read_csv(text: bytes, columns: int, what: str) -> NDArray[np.float64]:
