@@ -160,20 +160,36 @@ class component:  # noqa: N801 (an annotation, read as a word)
         return ValidationError.from_exception_data(self.kind, [InitErrorDetails(type=error, loc=loc, input=value)])
 
 
+def _dotted_paths(value: Any) -> Any:
+    """Make `./x` and `../x` absolute, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _dotted_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_dotted_paths(item) for item in value]
+    return _absolute(value) if isinstance(value, Written) and value.startswith(("./", "../")) else value
+
+
+def _as_yaml(value: Any) -> str:
+    """One line of YAML (JSON whose strings escape what YAML would fold)."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+
+
 class RecipeRef(Settings):
     """Weights that another recipe makes. It is run once, and its result is cached by content."""
 
     recipe: LocalPath
     """Path of the other recipe, relative to the file that names it."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of that recipe, `key.path: value`, as on the command line: `{seed: 1}`."""
+    set: Annotated[dict[str, Any], BeforeValidator(_dotted_paths)] = Field(default_factory=dict)
+    """Overrides of that recipe, `key.path: value`, as on the command line: `{seed: 1}`. A path that is relative to this
+    file begins with `./` or `../`."""
     same_data: bool = False
     """Run it on this recipe's data set instead of its own."""
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """`set` as the command line would say it."""
-        return tuple(f"{key}={json.dumps(value)}" for key, value in self.set.items())
+        return tuple(f"{key}={_as_yaml(value)}" for key, value in self.set.items())
 
     @property
     def key(self) -> str:

@@ -82,17 +82,20 @@ def merge(below: Node, above: Node) -> Node:
     return Node(value, above.mark, above.key)
 
 
-def override(tree: Node, overrides: Sequence[str], faults: list[Fault]) -> Node:
-    """Apply `key.path=value`, in order. Values are YAML; list items go by index, or by their `name` (or `use`)."""
+def override(tree: Node, overrides: Sequence[str], faults: list[Fault], marks: Sequence[Mark] = ()) -> Node:
+    """Apply `key.path=value`, in order. Values are YAML; list items go by index, or by their `name` (or `use`).
+
+    `marks` say where overrides stand that a file holds; those of the command line go by their number.
+    """
     for number, text in enumerate(overrides, 1):
-        mark = Mark(f"override {number}", Path.cwd())
+        mark = marks[number - 1] if marks else Mark(f"override {number}", Path.cwd())
         name, equals, written = text.partition("=")
         keys = tuple(name.strip().split("."))
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             faults.append(Fault(mark, (), f"`{text[:60]}` is not of the form key.path=value"))
             continue
         before = len(faults)
-        value = parse(written, mark, faults)
+        value = parse(written, mark, faults, fixed=True)
         if len(faults) > before:
             faults[before:] = [Fault(mark, keys, f.what) for f in faults[before:]]
             continue

@@ -13,7 +13,7 @@ from softdimo.errors import RecipeError
 from softdimo.recipe.faults import at, translate
 from softdimo.recipe.layers import override, read
 from softdimo.recipe.model import Recipe
-from softdimo.recipe.nodes import Fault, Node, dotted
+from softdimo.recipe.nodes import Fault, Mark, Node, dotted
 from softdimo.recipe.shrink import rewrite, walk
 from softdimo.recipe.shrink import smoke as small
 from softdimo.spec import RecipeRef, Settings
@@ -72,7 +72,7 @@ class _Reader:
     smoke: bool
     done: dict[str, Loaded] = field(default_factory=dict)
 
-    def load(self, name: str, overrides: Sequence[str], above: tuple[str, ...]) -> Loaded:
+    def load(self, name: str, overrides: Sequence[str], above: tuple[str, ...], marks: Sequence[Mark] = ()) -> Loaded:
         if os.path.isdir(name) and os.path.isfile(os.path.join(name, "recipe.yaml")):
             name = os.path.join(name, "recipe.yaml")
         faults: list[Fault] = []
@@ -80,7 +80,7 @@ class _Reader:
         tree = read(name, None, (), sources, faults)
         if tree is None:
             raise _error(faults)
-        tree = override(tree, overrides, faults)
+        tree = override(tree, overrides, faults, marks)
         try:
             recipe = Recipe.model_validate(tree.plain())
         except ValidationError as error:
@@ -114,7 +114,9 @@ class _Reader:
                 continue
             try:
                 if ref.key not in self.done:
-                    self.done[ref.key] = self.load(ref.recipe, ref.overrides, chain)
+                    written = [at(tree, (*path, "set", key)) for key in ref.set]
+                    marks = [node.key or node.mark for node in written]
+                    self.done[ref.key] = self.load(ref.recipe, ref.overrides, chain, marks)
             except RecipeError as error:
                 messages.append(str(error))
                 continue

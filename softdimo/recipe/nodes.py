@@ -126,19 +126,22 @@ _TEXT, _NULL, _BOOL, _INT, _FLOAT, _MAP, _SEQ, _MERGE = (
 )
 
 
-def parse(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
-    """Read one YAML document. Faults are appended; None means nothing could be read. An override's mark has line 0."""
+def parse(text: str, mark: Mark, faults: list[Fault], fixed: bool = False) -> Node | None:
+    """Read one YAML document. Faults are appended; None means nothing could be read.
+
+    `fixed` gives everything the one mark: the text is an override, not a file.
+    """
     try:
         root = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
-        where = Mark(mark.source, mark.folder, at.line + 1, at.column + 1) if mark.line and at else mark
+        where = mark if fixed or at is None else Mark(mark.source, mark.folder, at.line + 1, at.column + 1)
         faults.append(Fault(where, (), f"not valid YAML: {_plain_words(error)}"))
         return None
     except yaml.reader.ReaderError as error:
         before = text[: int(error.position)]
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-        where = Mark(mark.source, mark.folder, line, column) if mark.line else mark
+        where = mark if fixed else Mark(mark.source, mark.folder, line, column)
         faults.append(Fault(where, (), f"not valid YAML: the character U+{ord(text[int(error.position)]):04X}"))
         return None
     except RecursionError:
@@ -146,7 +149,7 @@ def parse(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
         return None
     if root is None:
         return None
-    return _Builder(mark, faults).build(root, ())
+    return _Builder(mark, faults, fixed).build(root, ())
 
 
 def _plain_words(error: yaml.MarkedYAMLError) -> str:
@@ -159,12 +162,12 @@ def _plain_words(error: yaml.MarkedYAMLError) -> str:
 class _Builder:
     """Turns PyYAML's node graph into a tree of `Node`."""
 
-    def __init__(self, mark: Mark, faults: list[Fault]) -> None:
-        self.root, self.faults, self.count = mark, faults, 0
+    def __init__(self, mark: Mark, faults: list[Fault], fixed: bool) -> None:
+        self.root, self.faults, self.fixed, self.count = mark, faults, fixed, 0
         self.open: list[yaml.Node] = []
 
     def mark(self, node: yaml.Node) -> Mark:
-        if not self.root.line:
+        if self.fixed:
             return self.root
         return Mark(self.root.source, self.root.folder, node.start_mark.line + 1, node.start_mark.column + 1)
 
@@ -208,7 +211,7 @@ class _Builder:
             name = key.value.encode("utf-8", "replace").decode()
             if name in own:
                 first = own[name].key
-                at = f" (first at line {first.line})" if first and first.line else ""
+                at = f" (first at line {first.line})" if first and not self.fixed else ""
                 self.fault(key, (*path, name), f"duplicate key{at}")
             else:
                 own[name] = self.build(value, (*path, name), self.mark(key))

@@ -144,6 +144,15 @@ def test_recipes_that_are_referred_to_are_read_too(faults, tmp_path):
     ]
 
 
+def test_faults_of_overrides_in_a_reference_are_where_they_were_written(faults, tmp_path):
+    teacher = network("teacher")
+    teacher = teacher[: teacher.index("  terms:")]
+    text = changed("  width: 8", "  weights: {recipe: other.yaml, set: {sead: 1, train.iterations: x}}")
+    first, second = faults(text, other=teacher)
+    assert first.startswith("recipe.yaml:6:39 sead: unknown key; did you mean `seed`")
+    assert second == "recipe.yaml:6:48 train.iterations: must be a whole number, not the text `x`"
+
+
 def test_recipes_that_refer_to_each_other(faults, tmp_path):
     text = changed("  width: 8", "  weights: {recipe: other.yaml}")
     back = changed("  width: 8", "  weights: {recipe: recipe.yaml}")

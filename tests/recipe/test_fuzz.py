@@ -89,7 +89,9 @@ VALUES = st.recursive(
     st.sampled_from([None, True, 0, -1, 2**70, 1e-5, 1e308, float("inf"), float("nan"), "", "x", "toy_loss", "a\0b"])
     | st.text(max_size=6) | st.floats() | st.integers(),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["use", "name", "weight", "of", "recipe", "from", "é"]), inner, max_size=3),
+    | st.dictionaries(
+        st.sampled_from(["use", "name", "weight", "of", "recipe", "set", "from", "é"]), inner, max_size=3
+    ),
     max_leaves=5,
 )  # fmt: skip
 

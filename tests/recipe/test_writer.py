@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softdimo.recipe import Recipe, content_hash, distributions, dump, load, smoke
+from softdimo.recipe import Recipe, content_hash, distributions, dump, load, load_ref, smoke
 from tests.recipe.toy import STUDENT, Data, Sampler, Search, Teacher, Tokenizer
 
 
@@ -109,6 +109,19 @@ def test_hash_includes_the_recipes_referred_to_by_content(read, tmp_path):
     assert a != c
     recipe = read(text.replace("NAME", "a.yaml"))
     assert content_hash(recipe, smoke=True) != content_hash(recipe)
+
+
+@pytest.mark.parametrize("title", ["\U0001f600", "a\x85b\u2028c", "1e-5", "tab\t", "'\"\\ud83d"])
+def test_overrides_in_references(read, tmp_path, title):
+    other = STUDENT.replace("  iterations", "  network: teacher\n  iterations")
+    (tmp_path / "a.yaml").write_text(other[: other.index("  terms:")])
+    recipe = read(STUDENT.replace("  width: 8", "  weights: {recipe: a.yaml, set: {data.folder: ./here, seed: 9}}"))
+    ref = recipe.teacher.weights
+    assert load_ref(ref).recipe.data.folder == str(tmp_path / "here")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/recipe.yaml").write_text(dump(recipe))
+    assert load(tmp_path / "elsewhere").recipe == recipe
+    assert load_ref(ref.model_copy(update={"set": {"title": title}})).recipe.title == title
 
 
 def test_smoke_is_small_and_valid(read, tmp_path):
