@@ -137,6 +137,39 @@ def test_jitter_is_small():
         assert 0.5 < (center - 20).abs().max() <= 0.06 * 41  # 5 % of the side, over a scale of 0.9
 
 
+def test_rotations_and_scalings_are_there_and_small():
+    bar = torch.zeros(200, 1, 41, 41)
+    bar[:, :, 20, 8:33] = 1
+    out = make((1, 41, 41), flip=False).augment(bar, rng())[:, 0]
+    axis = torch.arange(41.0)
+    mass = out.sum((1, 2))
+    y, x = (out.sum(2) @ axis / mass)[:, None, None], (out.sum(1) @ axis / mass)[:, None, None]
+    dy, dx = axis[:, None] - y, axis - x
+    angle = 0.5 * torch.atan2(2 * (out * dy * dx).sum((1, 2)), (out * (dx**2 - dy**2)).sum((1, 2)))
+    assert 0.12 < angle.abs().max() < 0.19  # 10 degrees are 0.175
+    length = ((out * (dx**2 + dy**2)).sum((1, 2)) / mass).sqrt()
+    assert 1.15 < length.max() / length.min() < 1.25  # 1.1 / 0.9
+
+
+def test_dropout_keeps_the_mean_and_needs_training():
+    net, seen = make((1, 16, 16), dropout=0.4, flip=False, jitter=0), []
+    net.narrow.register_forward_pre_hook(lambda _, cells: seen.append(cells[0].detach()))
+    img, cond = torch.rand(64, 1, 16, 16, generator=rng()), Cond(torch.arange(64) % 3)
+    net(img)
+    net.loss(img, cond, rng())
+    whole, dropped = seen
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.6)
+    assert (~kept & (whole > 0)).sum() / (whole > 0).sum() == pytest.approx(0.4, abs=0.05)
+
+
+def test_shrinking_averages():
+    net = make((1, 8, 8))
+    checkers = (torch.arange(40)[:, None] + torch.arange(40)) % 2  # every fifth pixel is not the mean
+    gray = torch.full((1, 1, 8, 8), 0.5)
+    torch.testing.assert_close(net(checkers.float().expand(1, 1, -1, -1))[1], net(gray)[1], rtol=0, atol=0.03)
+
+
 def test_loss_draws_from_the_generator_only(digits):
     batch = digits[0]
     net = make(classes=2).train()
@@ -150,11 +183,12 @@ def test_loss_draws_from_the_generator_only(digits):
     assert 0 <= logs["accuracy"] <= 1
 
 
-def test_without_its_noise_the_loss_is_cross_entropy():
-    net = make(dropout=0, flip=False, jitter=0, label_smoothing=0)
+@pytest.mark.parametrize("smoothing", [0, 0.3])
+def test_without_its_noise_the_loss_is_cross_entropy(smoothing):
+    net = make(dropout=0, flip=False, jitter=0, label_smoothing=smoothing)
     img, cond = torch.rand(6, 1, 8, 8, generator=rng()), Cond(torch.arange(6) % 3)
     loss, _ = net.loss(img, cond, rng())
-    torch.testing.assert_close(loss, functional.cross_entropy(net(img)[1], cond.labels))
+    torch.testing.assert_close(loss, functional.cross_entropy(net(img)[1], cond.labels, label_smoothing=smoothing))
 
 
 def test_it_learns_digits(digits):

@@ -135,7 +135,7 @@ def find_classes(root: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Images at any depth below `folder`, in the order of the names; a folder reached twice through links is read once."""
+    """Images at any depth below `folder`, ordered by name; a folder reached twice through links is read once."""
     real = folder.resolve()
     if real in seen:
         return

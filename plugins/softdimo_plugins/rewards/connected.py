@@ -48,7 +48,7 @@ def label_pieces(ink: Bool[Tensor, "B H W"]) -> Int[Tensor, "B H W"]:
     # max pooling needs floats; these hold every integer up to 2^24
     number = torch.arange(1, H * W + 1, device=ink.device, dtype=torch.float32).view(1, H, W) * ink
     while True:
-        wider = functional.max_pool2d(number[:, None], 3, 1, 1)[:, 0] * ink
+        wider = functional.max_pool2d(number[:, None], 3, 1, 1)[:, 0]
         index = (wider.long() - 1).clamp(min=0).flatten(1)
         jumped = wider.flatten(1).gather(1, index).view(B, H, W) * ink
         if torch.equal(jumped, number):
