@@ -34,7 +34,7 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (.yaml),
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Overrides, typed like the file: train.iterations=500 train.terms.gan.weight=0.1",
         show_default=False,
     ),
@@ -44,7 +44,8 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads (hardware.threads).", show_default=False)
 ]
 Where = Annotated[
-    Device | None, typer.Option("--device", "-d", help="Accelerator (hardware.accelerator).", show_default=False)
+    Device | None,
+    typer.Option("--device", "-d", help="Accelerator; the recipe's, or any GPU, by default.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<recipe> by default.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or an exported model.", show_default=False)]
