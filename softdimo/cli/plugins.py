@@ -23,21 +23,17 @@ def _kinds(kind: str | None) -> tuple[str, ...]:
 @app.command("list")
 def list_(kind: Kind = None) -> None:
     """List the installed components without importing them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("kind", "use", "distribution", "version"):
-        table.add_column(title, no_wrap=True)
+    rows = [("kind", "use", "distribution", "version")]
     for each in _kinds(kind):
         entries = registry.installed(each)
         names = [e.name for e in entries]
         for entry in entries:
             owner = registry.distribution(entry)
             use = entry.name if names.count(entry.name) == 1 else f"{owner}:{entry.name}"
-            table.add_row(each, use, owner, entry.dist.version if entry.dist else "?")
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+            rows.append((each, use, owner, entry.dist.version if entry.dist else "?"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @app.command()
