@@ -386,6 +386,10 @@ class Data(ABC):
     def source(self, split: str) -> Source:
         """The split `train` or `held_out`."""
 
+    def reference(self) -> Source:
+        """Real images that metrics compare with: the training split, without augmented copies of its images."""
+        return self.source("train")
+
     def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:
         """Shuffled batches of the training split, the same for the same seed; each rank gets its share."""
         from softdimo.cursor import Shuffled

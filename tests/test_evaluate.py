@@ -35,8 +35,8 @@ def pieces(*rows, **changes):
     return dataclasses.replace(Pieces(Blobs(), metrics, rows, tokenizer=Painter()), **changes)
 
 
-def run(tmp_path, *rows, samples=72, seeds=(0, 1, 2), batch_size=10, progress=None, name="eval.json", **changes):
-    more = {"progress": progress} if progress else {}
+def run(tmp_path, *rows, samples=72, seeds=(0, 1, 2), batch_size=10, name="eval.json", more=None, **changes):
+    more = more or {}
     return evaluate(
         pieces(*rows, **changes), tmp_path / name, samples=samples, seeds=seeds, batch_size=batch_size, **more
     )
@@ -178,6 +178,33 @@ def test_the_same_again_whatever_the_order_and_the_global_seed(tmp_path):
     assert one["metrics"]["fd"]["sd"] is None
 
 
+def test_augmented_copies_are_no_reference(tmp_path):
+    class Doubled(Blobs):
+        def source(self, split):
+            source = super().source(split)
+            if split == "train":
+                source.images, source.labels = source.images.repeat(2, 1, 1, 1), source.labels.repeat(2)
+            return source
+
+        def reference(self):
+            return Blobs.source(self, "train")
+
+    doubled = run(tmp_path, Subject("tok", "reconstruction"), data=Doubled(), samples=100, name="a.json")
+    plain = run(tmp_path, Subject("tok", "reconstruction"), data=Blobs(), samples=100, name="b.json")
+    assert by_name(doubled)["real halves"]["metrics"] == by_name(plain)["real halves"]["metrics"]
+    assert by_name(doubled)["tok"]["n"] == 60
+    assert doubled["evaluator"]["frechet"] == plain["evaluator"]["frechet"]
+    assert plain["evaluator"]["frechet"]["reference_size"] == 60
+
+
+def test_a_part_of_the_reference_and_a_part_of_the_table(tmp_path):
+    part = run(tmp_path, STUDENT, more={"reference": 20, "real": False})
+    assert list(by_name(part)) == ["student"]
+    assert part["evaluator"]["frechet"]["reference_size"] == 20
+    whole = run(tmp_path, STUDENT, name="whole.json")
+    assert whole["evaluator_hash"] != part["evaluator_hash"]
+
+
 def test_labels_are_balanced(tmp_path):
     class Wanted(AccuracyMetric):
         def update(self, img, cond):
@@ -299,7 +326,7 @@ def test_networks_are_measured_in_evaluation_mode_and_put_back(tmp_path):
 
 def test_progress_counts_to_the_end(tmp_path):
     said = []
-    run(tmp_path, STUDENT, progress=lambda what, done, total: said.append((what, done, total)))
+    run(tmp_path, STUDENT, more={"progress": lambda what, done, total: said.append((what, done, total))})
     assert ("reference", 60, 60) in said
     assert ("real held out", 30, 30) in said
     assert ("student, seed 2", 24, 24) in said

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from softdimo.errors import DataError, RecipeError
-from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Teacher, Tokenizer
+from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Source, Teacher, Tokenizer
 from softdimo.shapes import Image
 
 Progress = Callable[[str, int, int], None]
@@ -118,6 +118,11 @@ def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int
         net.train(training)
 
 
+def source_of(pieces: Pieces, split: str) -> Source:
+    """The split `train`, without augmented copies of its images, or `held_out`."""
+    return pieces.data.reference() if split == "train" else pieces.data.source(split)
+
+
 def mix(seed: int, place: int) -> int:
     """Seed of one batch: a hash of the run's seed and the batch's place, so that no batch depends on another."""
     return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:7], "big")
@@ -128,7 +133,7 @@ def _batches(
 ) -> Iterator[Batch]:
     if not len(index):
         raise DataError(f"{what}: the split `{split}` has no images; an evaluation needs training and held-out images")
-    source = pieces.data.source(split)
+    source = source_of(pieces, split)
     done = 0
     for part in torch.split(index, batch_size):
         yield source.get(part).to(pieces.device)

@@ -31,6 +31,7 @@ from softdimo.evaluate.rows import (
     reconstruction_split,
     reconstructions,
     samples,
+    source_of,
 )
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
@@ -84,10 +85,11 @@ def evaluate(
 ) -> Json:
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
-    The reference is the training split, or `reference` images of it. A `real` row becomes two: `<name> held out`, the held-out images against the
-    reference (the judge's own accuracy stands here), and `<name> halves`, disjoint random halves of the training data
-    against each other, anew per seed: the floor of distances. Where no row is `real`, both are added all the same
-    (unless `real` is false: a part of a table, to be gathered with the rest).
+    The reference is the training split without augmented copies, or `reference` images of it. A `real` row becomes two:
+    `<name> held out`, the held-out images against the reference (the judge's own accuracy stands here), and
+    `<name> halves`, disjoint random halves of the training data against each other, anew per seed: the floor of
+    distances. Where no row is `real`, both are added all the same (unless `real` is false: a part of a table, to be
+    gathered with the rest).
 
     Networks draw `samples` images in all for each row, an equal share per seed, for the same balanced conditions in
     every row; the random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
@@ -106,7 +108,7 @@ def evaluate(
     plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
     with torch.no_grad():
         judges, whole = pieces.metrics(), pieces.metrics()
-        order = torch.randperm(len(pieces.data.source("train")), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(pieces.data.reference()), generator=torch.Generator().manual_seed(0))
         chosen = order[:reference].sort().values
         _feed_reference((judges, whole), real_images(pieces, "train", chosen, batch_size, progress, "reference"))
         evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
@@ -219,7 +221,7 @@ def _results(judges: Judges) -> dict[str, float]:
 def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress) -> Stream:
     if row.subject.of in ("teacher", "student"):
         return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress)
-    size = len(pieces.data.source(split))
+    size = len(source_of(pieces, split))
     if row.subject.of == "real":
         return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name)
     some = torch.arange(min(size, plan.samples * len(plan.seeds)))
@@ -228,7 +230,7 @@ def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progres
 
 def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[Judges, Stream]:
     """Fresh metrics whose reference is one half of the training split (at most a row's images), and the other half."""
-    total = len(pieces.data.source("train"))
+    total = len(pieces.data.reference())
     size = min(total // 2, plan.samples * len(plan.seeds))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
     judges = pieces.metrics()

@@ -59,6 +59,14 @@ def test_first_occurrences_keep_order():
     assert first_occurrences(np.stack([b, a, b, c, a])).tolist() == [0, 1, 3]
 
 
+def test_the_reference_of_metrics_has_no_mirror_images():
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 4), dtype=np.uint8)
+    data, plain = (ArrayData(images, np.arange(20) % 2, ("a", "b"), 4, 0, mirror) for mirror in (True, False))
+    every = torch.arange(16)
+    assert len(data.reference()) == len(plain.source("train")) == 16
+    assert torch.equal(data.reference().get(every).images, plain.source("train").get(every).images)
+
+
 def test_mirror_doubles_training_and_spares_the_held_out():
     images = np.random.RandomState(0).randint(0, 256, (20, 3, 4, 5)).astype(np.uint8)
     data = ArrayData(images, np.arange(20) % 2, ("a", "b"), held_out=4, seed=0, mirror=True)

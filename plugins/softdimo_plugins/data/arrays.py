@@ -93,6 +93,11 @@ class ArrayData(Data):
             raise DataError(f"no split {split!r}; this data set has {' and '.join(self._sources)}")
         return self._sources[split]
 
+    def reference(self) -> ArraySource:
+        """The training images without their mirror images, which would be each other's nearest neighbors."""
+        train = self._sources["train"]
+        return ArraySource(train.images, train.labels, train.rows)
+
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels, classes and split."""
         return self._fingerprint
