@@ -226,17 +226,18 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     loaded = as_recorded(loaded)
     home = default_out(loaded, Path("runs"))
     folder = RunFolder(out or home)
-    runs = folder.path.parent
-    session = start_session(loaded, runs)
+    if loaded.recipe.train is not None:
+        if not (home / PRODUCT).is_file():
+            raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
+        _refuse_another(loaded, RunFolder(home))
+    _refuse_another(loaded, folder)
+    session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
     folder.hold()
     try:
+        describe(loaded, folder)
         parts = session.parts(loaded)
         if loaded.recipe.train is not None:
-            product = home / PRODUCT
-            if not product.is_file():
-                raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
-            _refuse_another(loaded, RunFolder(home))
-            parts = with_weights(parts, loaded.recipe.train.network, product)
+            parts = with_weights(parts, loaded.recipe.train.network, home / PRODUCT)
         if section == "eval":
             measure.evaluate_section(loaded, folder.path, parts, session.say, home / PRODUCT)
         else:

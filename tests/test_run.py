@@ -1,0 +1,313 @@
+"""`softdimo run` in one process: the chain of recipes, what is reused, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from softdimo_plugins.data import digits
+
+from softdimo import recipe as recipes
+from softdimo import run as running
+from softdimo.build import PRODUCT
+from softdimo.cli.main import main
+from softdimo.engine import checkpoint
+from softdimo.engine.algorithm import Distillation
+from softdimo.engine.train import Training
+from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
+from softdimo.files import read_weights, sha256
+from softdimo.folder import RunFolder
+from softdimo.lineage import cache_name, training_hash
+from softdimo.recipe import Loaded
+from tests import tiny
+
+ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes, and below `runs` what they made: the tokenizer, the teacher, the judge, and the whole of Di[M]O."""
+    folder = tiny.write(tmp_path_factory.mktemp("run")).parent
+    running.run(load(folder, "whole"), folder / "runs" / "whole")
+    return folder
+
+
+def load(folder: Path, name: str, *overrides: str, smoke: bool = False) -> Loaded:
+    return recipes.load(folder / f"{name}.yaml", (*ALONE, *overrides), smoke)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Networks that are trained from here on."""
+    seen: list[str] = []
+    train = Training.run
+
+    def spy(self: Training, *arguments: object) -> Path:
+        seen.append(self.settings.network)
+        return train(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Training, "run", spy)
+    return seen
+
+
+def rows(run: Path) -> list[str]:
+    with (run / "log.csv").open(newline="", encoding="utf-8") as file:
+        return [row["iteration"] for row in csv.DictReader(file)]
+
+
+def equal(a: Path, b: Path, name: str = PRODUCT) -> bool:
+    one, two = read_weights(a / name), read_weights(b / name)
+    return one.keys() == two.keys() and all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+# The chain
+
+
+def test_one_run_makes_everything_that_it_needs(folder: Path) -> None:
+    made = sorted(p.name.rpartition("-")[0] for p in (folder / "runs" / "cache").iterdir())
+    assert made == ["judge", "teacher", "tokenizer"]
+    for run in (*(folder / "runs" / "cache").iterdir(), folder / "runs" / "whole"):
+        assert (run / PRODUCT).is_file()
+        assert [p.name for p in checkpoint.complete(run / "checkpoints")] == ["iter-00000004"]
+        assert rows(run) == ["1", "3"]
+    whole = folder / "runs" / "whole"
+    assert {p.name for p in whole.iterdir()} >= {
+        "recipe.yaml", "lock.json", "log.csv", "health.txt", "samples", "critics", "live.safetensors", "eval.json",
+        "search.json", "report.html", "timing.json",
+    }  # fmt: skip
+    assert (whole / "samples" / "00000004.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole / "critics" / "dimo.safetensors").is_file()
+    assert not equal(whole, next((folder / "runs" / "cache").glob("teacher-*")))
+
+
+def test_the_folder_says_what_was_run(folder: Path) -> None:
+    whole, loaded = folder / "runs" / "whole", load(folder, "whole")
+    lock = json.loads((whole / "lock.json").read_text(encoding="utf-8"))
+    assert lock["recipe"] == training_hash(loaded)
+    assert lock["distributions"]["torch"] == torch.__version__.split("+")[0]
+    assert training_hash(recipes.load(whole)) == lock["recipe"]
+
+
+def test_evaluation_and_search_are_written(folder: Path) -> None:
+    whole = folder / "runs" / "whole"
+    table = json.loads((whole / "eval.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in table["rows"]] == ["real held out", "real halves", "codes", "teacher", "student"]
+    assert [row["passes"] for row in table["rows"]][-2:] == [3, 1]
+    assert all(0 <= row["metrics"]["accuracy"]["value"] <= 1 for row in table["rows"])
+    search = json.loads((whole / "search.json").read_text(encoding="utf-8"))
+    assert "best of 2" in [method["name"] for method in search["methods"]]
+    assert "accuracy" in (whole / "report.html").read_text(encoding="utf-8")
+
+
+# What is not done twice
+
+
+def test_a_finished_run_is_not_trained_or_measured_again(
+    folder: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = folder / "runs" / "whole"
+    before = {p: sha256(p) for p in (folder / "runs").rglob("*.safetensors")}
+    monkeypatch.setattr("softdimo.evaluate.table._measure", lambda *a: pytest.fail("measured again"))
+    for resume in (False, True):
+        running.run(load(folder, "whole"), whole, resume=resume)
+    running.run(load(folder, "whole", "train.log_every=1"), whole)  # says more, computes the same
+    assert trained == []
+    assert {p: sha256(p) for p in (folder / "runs").rglob("*.safetensors")} == before
+
+
+def test_another_recipe_takes_the_cached_parts(folder: Path, trained: list[str]) -> None:
+    running.run(load(folder, "dimo", "train.iterations=2"), folder / "runs" / "short")
+    assert trained == ["student"]
+    running.run(load(folder, "teacher", "train.iterations=2"), folder / "runs" / "teacher")
+    assert trained == ["student", "teacher"]
+    running.run(load(folder, "dimo", "teacher.weights.set={train.iterations: 2}"), folder / "runs" / "other")
+    assert trained[2:] == ["student", "teacher"]  # on its way, a teacher of its own, in the cache
+    assert equal(folder / "runs" / "teacher", max((folder / "runs" / "cache").glob("teacher-*"), key=os.path.getmtime))
+
+
+def test_the_same_recipe_gives_the_same_weights_whether_its_parts_are_cached_or_not(folder: Path) -> None:
+    out = folder / "apart" / "dimo"
+    running.run(load(folder, "dimo"), out)
+    assert equal(out, folder / "runs" / "whole")
+    assert equal(out, folder / "runs" / "whole", "critics/dimo.safetensors")
+
+
+def test_a_run_folder_is_a_recipe_that_runs_where_it_is(folder: Path, tmp_path: Path, trained: list[str]) -> None:
+    whole = folder / "runs" / "whole"
+    assert running.run(recipes.load(whole, ALONE)) == whole
+    (whole / "eval.json").unlink()
+    assert running.eval_only(recipes.load(whole, ALONE)) == whole
+    assert (whole / "eval.json").is_file()
+    (whole / "search.json").unlink()
+    assert running.search_only(recipes.load(whole, ALONE)) == whole
+    assert (whole / "search.json").is_file()
+    assert running.eval_only(recipes.load(whole, ALONE), tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    assert (tmp_path / "elsewhere" / "eval.json").read_bytes() != b""
+    assert trained == []
+
+
+def test_a_tiny_version_is_a_run_of_its_own(folder: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    out = running.run(load(folder, "whole", smoke=True))
+    assert out == Path("runs/whole-smoke")
+    assert sorted(trained) == ["features", "student", "teacher", "tokenizer"]
+    assert rows(out) == ["0", "1"]
+    assert running.run(recipes.load(out, ALONE)).name == "whole-smoke"
+    assert running.eval_only(recipes.load(out, ALONE)).name == "whole-smoke"
+    assert len(trained) == 4
+
+
+# What is refused
+
+
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of Di[M]O, with the cached parts, that was stopped by a signal after its second iteration."""
+    shutil.copytree(folder / "runs" / "cache", tmp_path / "cache")
+    step = Distillation.step
+
+    def stop(self: Distillation, iteration: int, real: object) -> object:
+        if iteration == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, iteration, real)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "step", stop)
+        with pytest.raises(Interrupted, match="stopped after iteration 2 of 4"):
+            running.run(load(folder, "dimo"), tmp_path / "dimo")
+    return tmp_path / "dimo"
+
+
+def test_an_unfinished_run_must_be_resumed_or_started_over(folder: Path, interrupted: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"dimo holds an unfinished run: --resume goes on, --fresh starts over"):
+        running.run(load(folder, "dimo"), interrupted)
+    running.run(load(folder, "dimo"), interrupted, resume=True)
+    assert equal(interrupted, folder / "runs" / "whole")
+    assert rows(interrupted) == ["1", "3"]
+
+
+def test_fresh_starts_over_and_keeps_what_is_not_its_own(folder: Path, interrupted: Path) -> None:
+    (interrupted / "notes.txt").write_text("mine", encoding="utf-8")
+    (interrupted / "critics").mkdir(exist_ok=True)
+    (interrupted / "critics" / "gone.safetensors").touch()
+    running.run(load(folder, "dimo"), interrupted, fresh=True)
+    assert equal(interrupted, folder / "runs" / "whole")
+    assert rows(interrupted) == ["1", "3"]
+    assert (interrupted / "notes.txt").is_file()
+    assert not (interrupted / "critics" / "gone.safetensors").exists()
+
+
+def test_a_folder_belongs_to_one_recipe(folder: Path, interrupted: Path) -> None:
+    other = load(folder, "dimo", "seed=1")
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"holds a run of another recipe.*another --out, or --fresh"):
+            running.run(other, interrupted, resume=resume)
+    running.run(other, interrupted, fresh=True)
+    assert not equal(interrupted, folder / "runs" / "whole")
+    with pytest.raises(CheckpointError, match="holds a run of another recipe"):
+        running.run(load(folder, "dimo"), interrupted)
+
+
+def test_evaluation_alone_needs_the_finished_training_of_this_recipe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"runs/whole holds no finished training; run `softdimo run"):
+        running.eval_only(load(folder, "whole"))
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    with pytest.raises(CheckpointError, match="holds a run of another recipe"):
+        running.eval_only(load(folder, "whole", "train.iterations=9"))
+    with pytest.raises(RecipeError, match="has no `eval:` section"):
+        running.eval_only(load(folder, "dimo"))
+
+
+def test_two_runs_in_one_folder(folder: Path, trained: list[str]) -> None:
+    held = RunFolder(folder / "runs" / "whole")
+    held.hold()
+    try:
+        with pytest.raises(CheckpointError, match=r"another run is writing in .*whole; wait for it, or give another"):
+            running.run(load(folder, "whole"), folder / "runs" / "whole")
+    finally:
+        held.release()
+    assert trained == []
+    running.run(load(folder, "whole"), folder / "runs" / "whole")
+
+
+def test_a_run_waits_for_parts_that_another_run_is_making(folder: Path, tmp_path: Path, trained: list[str]) -> None:
+    """Both runs need one teacher: the second takes what the first one made."""
+    source = folder / "runs" / "cache" / cache_name(load(folder, "tokenizer"))
+    held = RunFolder(tmp_path / "cache" / source.name)
+    held.hold()
+    said: list[str] = []
+
+    def other() -> None:
+        while not said:
+            time.sleep(0.02)
+        shutil.copy(source / PRODUCT, held.path / PRODUCT)
+        held.release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    running.run(load(folder, "teacher"), tmp_path / "teacher", say=said.append)
+    thread.join()
+    assert said[0] == f"waiting for another run, which is making {held.path}"
+    assert trained == ["teacher"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write in .*file/run: Not a directory"):
+        running.run(load(folder, "dimo"), tmp_path / "file" / "run")
+
+
+# Faults reach the command line as one message and an exit code
+
+
+def cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main([str(a) for a in (*arguments, *(ALONE if arguments[0] == "run" else ()))])
+    out = capsys.readouterr()
+    assert "Traceback" not in out.out + out.err
+    return code, out.err
+
+
+def test_a_wrong_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(tiny.JUDGE.replace("iterations", "iteration"), encoding="utf-8")
+    code, said = cli(capsys, "run", file)
+    assert code == 2
+    assert f"{file}:4:" in said
+    assert "did you mean `iterations`" in said
+    assert cli(capsys, "run", tmp_path / "absent.yaml")[0] == 2
+
+
+def test_missing_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = tmp_path / "absent.safetensors"
+    code, said = cli(capsys, "run", folder / "teacher.yaml", "--out", tmp_path / "r", f"tokenizer.weights={absent}")
+    assert code == 3
+    assert said.startswith(f"error: no weights at {absent}; give")
+
+
+def test_a_broken_data_package(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "package_file", lambda *a: b"\x1f\x8b\x08 not gzip")
+    code, said = cli(capsys, "run", folder / "judge.yaml", "--out", tmp_path / "r")
+    assert code == 3
+    assert said.startswith("error: digits.csv.gz is damaged")
+
+
+def test_a_training_that_explodes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ("train.player.optimizer.lr=1e30", "train.player.clip=null", "train.iterations=20")
+    code, said = cli(capsys, "run", folder / "judge.yaml", "--out", tmp_path / "r", *wild)
+    assert code == 4
+    assert "at iteration" in said
+    assert "no checkpoint was written yet" in said
+    assert not (tmp_path / "r" / PRODUCT).exists()
