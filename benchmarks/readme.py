@@ -1,4 +1,4 @@
-"""Write the README's results from benchmarks/results/*.json: `python benchmarks/readme.py` (`--check` only compares)."""
+"""Write the README's results from benchmarks/results: `python benchmarks/readme.py` (`--check` only compares)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def section(path: Path) -> str:
     lines[0] += (
         f" (softdimo {lock['softdimo']} at {lock['git']}, torch {lock['distributions']['torch']}). "
         f"{evaluation['samples']} images a row; ± is the standard deviation of the {len(evaluation['seeds'])} sampling "
-        f"seeds' own values. Evaluator {evaluation['evaluator_hash'][:12]}: its feature network and judge took no part in "
-        "training."
+        f"seeds' own values. Evaluator {evaluation['evaluator_hash'][:12]}: its feature network and judge took no part "
+        "in training."
     )
     lines += ["", markdown_table(evaluation), ""]
     if "search" in result:

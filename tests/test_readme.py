@@ -1,4 +1,4 @@
-"""Every code block of the README runs: shell blocks with their set-up left out and recipes made tiny, Python as it is."""
+"""Every code block of the README runs: shell blocks without their set-up and with recipes made tiny."""
 
 import os
 import re

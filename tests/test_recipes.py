@@ -1,0 +1,78 @@
+"""Every recipe that ships is valid, explains itself, and runs when it is tiny."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softdimo import recipe, run
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+ALWAYS = ("animals_softdimo", "animals_bits_softdimo", "folder_softdimo")
+"""Tiny versions that the default tests run; the others are `slow`."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for runs, shared, so that what recipes need from each other is made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder of pictures: two classes, colored disks and squares."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :40]
+    for name, inside in (
+        ("disk", (x - 20) ** 2 + (y - 20) ** 2 < 150),
+        ("square", (abs(x - 20) < 9) & (abs(y - 20) < 9)),
+    ):
+        (folder / name).mkdir()
+        for i in range(40):
+            color = rng.integers(80, 255, 3)
+            pixels = np.where(inside[..., None], color, 255 - color).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "recipes")))
+def test_valid(path: Path) -> None:
+    loaded = recipe.load(path)
+    assert loaded.recipe.title
+    assert recipe.load(path, smoke=True).recipe != loaded.recipe
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(p.stem, marks=() if p.stem in ALWAYS else pytest.mark.slow)
+        for p in sorted((ROOT / "recipes").glob("*.yaml"))
+    ],
+)
+def test_smoke(name: str, runs: Path, images: Path) -> None:
+    overrides = [f"data.path={images}"] if name.startswith("folder") else []
+    loaded = recipe.load(ROOT / "recipes" / f"{name}.yaml", overrides, smoke=True)
+    folder = run.run(loaded, runs / name, say=lambda text: None)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert loaded.recipe.title.split(" - ")[0].split("[")[0] in page
+    if loaded.recipe.train is not None:
+        assert (folder / "weights.safetensors").is_file()
+        assert list((folder / "samples").glob("*.png")) or loaded.recipe.train.network == "features"
+    if loaded.recipe.eval is not None:
+        rows = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["rows"]
+        assert {r.name for r in loaded.recipe.eval.rows if r.of != "real"} <= {r["name"] for r in rows}
+        assert any(r["name"].endswith("held out") for r in rows)
+    if loaded.recipe.search is not None:
+        assert len(json.loads((folder / "search.json").read_text(encoding="utf-8"))["methods"]) >= 3
+
+
+def test_readme_results_are_current() -> None:
+    """The README's numbers are those of benchmarks/results."""
+    namespace: dict[str, object] = {"__name__": "readme", "__file__": str(ROOT / "benchmarks" / "readme.py")}
+    exec(compile((ROOT / "benchmarks" / "readme.py").read_text(), "readme.py", "exec"), namespace)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert namespace["rewritten"](text) == text  # type: ignore[operator]
