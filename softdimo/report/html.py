@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 VOID = {"br", "hr", "img", "meta", "input", "col", "link"}
@@ -44,8 +44,11 @@ def join(children: Iterable[object]) -> Html:
     return Html("".join(out))
 
 
-def table(heads: Iterable[object], rows: Iterable[tuple[str, Iterable[object]]], caption: str = "") -> Html:
-    """A table that scrolls sideways on small screens. A row is (css class, cells); the first cell is its header."""
+def table(heads: Sequence[object], rows: Iterable[tuple[str, Iterable[object]]], caption: str = "") -> Html:
+    """A table that scrolls sideways on small screens. A row is (css class, cells); the first cell is its header.
+
+    Without any head there is no row of heads.
+    """
     body = []
     for css, cells in rows:
         first, *rest = cells
@@ -55,7 +58,7 @@ def table(heads: Iterable[object], rows: Iterable[tuple[str, Iterable[object]]],
         tag(
             "table",
             tag("caption", caption, class_="sr") if caption else None,
-            tag("thead", tag("tr", [tag("th", h, scope="col") for h in heads])),
+            tag("thead", tag("tr", [tag("th", h, scope="col") for h in heads])) if any(heads) else None,
             tag("tbody", body),
         ),
         class_="scroll",

@@ -36,7 +36,7 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     const px = box.left - frame.left + (place(best) / view.width) * box.width;
     const left = px + 14 + tip.offsetWidth > frame.width ? px - 14 - tip.offsetWidth : px + 14;
     tip.style.left = `${Math.max(4, left)}px`;
-    tip.style.top = `${svg.offsetTop + 10}px`;
+    tip.style.top = `${box.top - frame.top + 10}px`;
   };
   svg.addEventListener("pointermove", move);
   svg.addEventListener("pointerdown", move);

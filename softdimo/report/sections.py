@@ -256,6 +256,5 @@ def provenance(evaluation: Mapping[str, Any]) -> Html | None:
 def _short(value: Any) -> object:
     """A value for a table cell; long hashes are cut and keep their whole in the title."""
     text = "–" if value is None else str(value)
-    if re.fullmatch(r"(sha256:)?[0-9a-f]{20,}", text):
-        return tag("code", text.removeprefix("sha256:")[:12], "…", title=text)
-    return text
+    cut = re.sub(r"[0-9a-f]{20,}", lambda m: f"{m[0][:12]}…", text)
+    return text if cut == text else tag("code", cut, title=text)
