@@ -39,11 +39,12 @@ def fit(
         return Scale(1.0 if log else 0.0, 10.0 if log else 1.0, start, end, log)
     low, high = min(usable), max(usable)
     if log:
-        margin = (high / low) ** pad if high > low else 1.5
+        margin = (high / low) ** pad if high > low * (1 + 1e-9) else 1.5
         return Scale(low / margin, high * margin, start, end, True)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    margin = pad * (high - low) if high > low else abs(high) * 0.1 or 1.0
+    flat = high - low <= 1e-9 * max(abs(low), abs(high))
+    margin = (abs(high) * 0.1 or 1.0) if flat else pad * (high - low)
     return Scale(low if zero and low == 0 else low - margin, high if zero and high == 0 else high + margin, start, end)
 
 
@@ -91,7 +92,8 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    places = max(0, 2 - math.floor(math.log10(step)))
+    return [round(k * step, places) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
