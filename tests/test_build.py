@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
-from softdimo_plugins.features.cnn import CNN
-from softdimo_plugins.teachers.compact import Compact
 from torch import nn
 
 from softdimo import recipe as recipes
@@ -18,6 +15,9 @@ from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import save_weights
 from softdimo.recipe import Recipe
 from softdimo.spec import RecipeRef
+from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
+from softdimo_plugins.features.cnn import CNN
+from softdimo_plugins.teachers.compact import Compact
 from tests import tiny
 
 

@@ -6,16 +6,16 @@ import statistics
 
 import pytest
 import torch
-from softdimo_plugins.metrics.accuracy import AccuracyMetric
-from softdimo_plugins.metrics.frechet import FrechetMetric
-from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
-from softdimo_plugins.samplers.one_step import OneStep
-from softdimo_plugins.samplers.random_order import RandomOrder
 
 from softdimo.errors import CheckpointError, DataError, RecipeError
 from softdimo.evaluate import Pieces, Subject, evaluate
 from softdimo.kinds import Metric
 from softdimo.math.init import Init
+from softdimo_plugins.metrics.accuracy import AccuracyMetric
+from softdimo_plugins.metrics.frechet import FrechetMetric
+from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
+from softdimo_plugins.samplers.one_step import OneStep
+from softdimo_plugins.samplers.random_order import RandomOrder
 from tests.helpers import Blobs, CountingTeacher, Painter, Pooled
 
 FEATURES, JUDGE = Pooled(1), Pooled(2)

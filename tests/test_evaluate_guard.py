@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from softdimo_plugins.metrics.accuracy import AccuracyMetric
-from softdimo_plugins.samplers.one_step import OneStep
 
 from softdimo.errors import RecipeError
 from softdimo.evaluate import Pieces, evaluate, network_digests
 from softdimo.math.digest import digest_module
+from softdimo_plugins.metrics.accuracy import AccuracyMetric
+from softdimo_plugins.samplers.one_step import OneStep
 from tests.helpers import Blobs, Pooled
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from softdimo.explain import explain
+from softdimo.recipe import load
 from softdimo_plugins.discriminators.pixels import Pixels
 from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
 from softdimo_plugins.losses.dimo import DiMO
 from softdimo_plugins.losses.gan import GAN
-
-from softdimo.explain import explain
-from softdimo.recipe import load
 from tests.engine.tiny import batch, context, distillation, players
 from tests.small import write_recipes
 

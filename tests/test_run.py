@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from softdimo_plugins.data import digits
 
 from softdimo import recipe as recipes
 from softdimo import run as running
@@ -27,6 +26,7 @@ from softdimo.files import read_weights, sha256
 from softdimo.folder import RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
+from softdimo_plugins.data import digits
 from tests import tiny
 
 ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")

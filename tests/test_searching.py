@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from PIL import Image
-from softdimo_plugins.search.best_of_n import BestOfN
-from softdimo_plugins.search.tteo import TTEO
 
 from softdimo.errors import PluginError
 from softdimo.math.init import Init
 from softdimo.searching import Scorer, SearchPieces, decoder, search
+from softdimo_plugins.search.best_of_n import BestOfN
+from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import Blobs, CountingTeacher, Painter, labels, rng
 
 

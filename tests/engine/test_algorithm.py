@@ -94,7 +94,7 @@ def test_ratio_weight_reaches_its_target() -> None:
     for i in range(3):
         logs = algorithm.step(i, batch(seed=i))
         reached = float(logs["gan/weight"]) * float(logs["gan/grad_at_logits"])
-        reference = [e.norm for e in algorithm.terms if e.name == "dimo"][0]
+        reference = next(e.norm for e in algorithm.terms if e.name == "dimo")
         assert reached == pytest.approx(0.25 * reference, rel=1e-4)
 
 

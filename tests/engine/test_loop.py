@@ -131,6 +131,6 @@ def test_nan_names_the_last_good_checkpoint(tmp_path: Path) -> None:
         return step(iteration, real)
 
     run.algorithm.step = poisoned  # type: ignore[method-assign, assignment]
-    with pytest.raises(TrainingError, match="not finite|is nan") as caught:
+    with pytest.raises(TrainingError, match=r"not finite|is nan") as caught:
         run.run()
     assert "iter-00000004" in str(caught.value)

@@ -85,7 +85,8 @@ def distillation(
     if gan:
         terms.append(Entry("gan", gan_term(ctx), gan_weight))
     for entry in terms:
-        assert entry.term.critic is not None and entry.term.player is not None
+        assert entry.term.critic is not None
+        assert entry.term.player is not None
         entry.critic = Player(f"{entry.name}'s critic", entry.term.critic, entry.term.player, horizon, fab)
     student = ctx.copy_teacher()
     player = Player("generator", student, generator or players(), horizon, fab)

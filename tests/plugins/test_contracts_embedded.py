@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from softdimo.kinds import ImageShape
+from softdimo.testing import check_reward, check_teacher, check_tokenizer, context
 from softdimo_plugins.features.cnn import CNN
 from softdimo_plugins.rewards.class_log_prob import ClassLogProb
 from softdimo_plugins.rewards.connected import Connected
 from softdimo_plugins.teachers.compact import Compact
 from softdimo_plugins.tokenizers.conv import ConvLFQ, ConvVQ
-
-from softdimo.kinds import ImageShape
-from softdimo.testing import check_reward, check_teacher, check_tokenizer, context
 
 
 def made(spec, **changes):

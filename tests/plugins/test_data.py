@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+
+from softdimo.errors import DataError
+from softdimo.kinds import Context, ImageShape
 from softdimo_plugins.data import animals as animals_module
 from softdimo_plugins.data.animals import CLASSES, Animals
 from softdimo_plugins.data.arrays import ArrayData, first_occurrences, stratified_split
 from softdimo_plugins.data.digits import Digits
 from softdimo_plugins.data.mnist import MNIST
-
-from softdimo.errors import DataError
-from softdimo.kinds import Context, ImageShape
 
 
 def untouchable(spec):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from softdimo_plugins.data.folder import Folder
 
 from softdimo.errors import DataError
 from softdimo.kinds import Context, ImageShape
+from softdimo_plugins.data.folder import Folder
 
 BLANK = Context(ImageShape(1, 1, 1), (), print)
 

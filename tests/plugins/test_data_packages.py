@@ -7,9 +7,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from softdimo_plugins.data.packages import ArrayUnpickler, check_sha256, read_csv, unpickle_array
 
 from softdimo.errors import DataError
+from softdimo_plugins.data.packages import ArrayUnpickler, check_sha256, read_csv, unpickle_array
 
 
 class Attack:

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from softdimo_plugins.discriminators.pixels import PixelHeads, Pixels
-from softdimo_plugins.discriminators.teacher_features import TeacherFeatureHeads, TeacherFeatures
 from torch import Tensor
 
 from softdimo.errors import PluginError, WeightsError
 from softdimo.kinds import Cond, Context, Discriminator, ImageShape
+from softdimo_plugins.discriminators.pixels import PixelHeads, Pixels
+from softdimo_plugins.discriminators.teacher_features import TeacherFeatureHeads, TeacherFeatures
 from tests.engine import tiny
 
 N = 5

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from softdimo_plugins.data.digits import Digits
-from softdimo_plugins.features.cnn import CNN, LUMINANCE, to_channels
 from torch.nn import functional
 
 from softdimo.kinds import Cond, Context, ImageShape
+from softdimo_plugins.data.digits import Digits
+from softdimo_plugins.features.cnn import CNN, LUMINANCE, to_channels
 
 
 def unused(spec):

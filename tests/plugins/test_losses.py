@@ -9,14 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from softdimo_plugins.discriminators.pixels import Pixels
-from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
-from softdimo_plugins.features.cnn import CNN
-from softdimo_plugins.losses.dimo import DiMO, DiMOTerm
-from softdimo_plugins.losses.gan import GAN, GANTerm
-from softdimo_plugins.losses.reward import RewardLoss, RewardTerm, Weighted
-from softdimo_plugins.rewards.class_log_prob import ClassLogProb, ClassLogProbReward
-from softdimo_plugins.rewards.connected import Connected
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -28,6 +20,14 @@ from softdimo.math.init import Init
 from softdimo.math.mdm import remask
 from softdimo.math.rollout import Roll, rollout
 from softdimo.math.soft import Relaxation
+from softdimo_plugins.discriminators.pixels import Pixels
+from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
+from softdimo_plugins.features.cnn import CNN
+from softdimo_plugins.losses.dimo import DiMO, DiMOTerm
+from softdimo_plugins.losses.gan import GAN, GANTerm
+from softdimo_plugins.losses.reward import RewardLoss, RewardTerm, Weighted
+from softdimo_plugins.rewards.class_log_prob import ClassLogProb, ClassLogProbReward
+from softdimo_plugins.rewards.connected import Connected
 from tests.engine import tiny
 from tests.helpers import Painter, Pooled
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from softdimo.errors import DataError
+from softdimo.kinds import Cond
 from softdimo_plugins.metrics.accuracy import AccuracyMetric
 from softdimo_plugins.metrics.extract import extract
 from softdimo_plugins.metrics.frechet import Frechet, FrechetMetric, Moments, frechet_distance, matrix_sqrt
 from softdimo_plugins.metrics.inception_score import InceptionScoreMetric, inception_score
 from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
-
-from softdimo.errors import DataError
-from softdimo.kinds import Cond
 from tests.helpers import Identity, Pooled, context, images, labels, measure, points, rng
 
 

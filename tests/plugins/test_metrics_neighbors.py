@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+
+from softdimo.errors import DataError
 from softdimo_plugins.metrics.density_coverage import DensityCoverageMetric
 from softdimo_plugins.metrics.neighbors import count, squared_radii, subsample
 from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
-
-from softdimo.errors import DataError
 from tests.helpers import Identity, Pooled, labels, measure, points, rng
 
 

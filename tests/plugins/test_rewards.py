@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from softdimo_plugins.features.cnn import CNN
-from softdimo_plugins.rewards.class_log_prob import ClassLogProb
-from softdimo_plugins.rewards.connected import Connected, label_pieces
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, ImageShape
+from softdimo_plugins.features.cnn import CNN
+from softdimo_plugins.rewards.class_log_prob import ClassLogProb
+from softdimo_plugins.rewards.connected import Connected, label_pieces
 
 COND = Cond(torch.zeros(1, dtype=torch.long))
 

@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from softdimo_plugins.samplers.maskgit import MaskGIT, most_confident
-from softdimo_plugins.samplers.one_step import OneStep
-from softdimo_plugins.samplers.random_order import RandomOrder
-from softdimo_plugins.samplers.truncate import truncate
 
 from softdimo.errors import PluginError, RecipeError
 from softdimo.kinds import Cond, TokenShape
 from softdimo.math.guidance import Guidance
 from softdimo.math.init import Init
 from softdimo.math.rollout import generate
+from softdimo_plugins.samplers.maskgit import MaskGIT, most_confident
+from softdimo_plugins.samplers.one_step import OneStep
+from softdimo_plugins.samplers.random_order import RandomOrder
+from softdimo_plugins.samplers.truncate import truncate
 from tests.helpers import SHAPE, CountingTeacher, context, labels, rng
 
 ITERATIVE = (MaskGIT, RandomOrder)

@@ -4,6 +4,8 @@ import beartype
 import pytest
 import torch
 from jaxtyping import TypeCheckError, jaxtyped
+
+from softdimo.math.init import Init
 from softdimo_plugins.metrics import frechet, inception_score, neighbors
 from softdimo_plugins.metrics.extract import extract
 from softdimo_plugins.samplers import truncate
@@ -12,8 +14,6 @@ from softdimo_plugins.samplers.one_step import OneStep
 from softdimo_plugins.samplers.random_order import RandomOrder
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
-
-from softdimo.math.init import Init
 from tests.helpers import CountingTeacher, Pooled, labels, rng
 
 

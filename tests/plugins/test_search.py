@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from softdimo_plugins.search.best_of_n import BestOfN
-from softdimo_plugins.search.tteo import TTEO
 
 from softdimo.errors import PluginError, TrainingError
 from softdimo.kinds import Cond, Found
+from softdimo_plugins.search.best_of_n import BestOfN
+from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import CountingTeacher, context, labels, rng
 
 TARGETS = torch.tensor([0.5, -1.0, 2.0])

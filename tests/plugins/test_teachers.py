@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from softdimo_plugins.teachers.compact import SHORT, Compact, attend
 from torch.nn import functional
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import NULL_LABEL, Cond, Context, ImageShape, TokenShape
+from softdimo_plugins.teachers.compact import SHORT, Compact, attend
 
 CLASSES = ("a", "b", "c")
 SHAPES = [TokenShape(3, 4, 1, 11), TokenShape(3, 4, 2, 5), TokenShape(2, 2, 3, 4)]

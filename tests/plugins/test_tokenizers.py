@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from softdimo_plugins.data.digits import Digits
-from softdimo_plugins.tokenizers.conv import ConvLFQ, ConvVQ
 from torch.nn import functional
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo_plugins.data.digits import Digits
+from softdimo_plugins.tokenizers.conv import ConvLFQ, ConvVQ
 
 IMAGE = ImageShape(1, 8, 8)
 DIGITS = {"patch": 2, "width": 8}

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from softdimo_plugins.tokenizers.codebook import DEAD, Codebook, kmeans, nearest_code
 from torch import distributed, multiprocessing
+
+from softdimo_plugins.tokenizers.codebook import DEAD, Codebook, kmeans, nearest_code
 
 
 def seeded(seed=0):
