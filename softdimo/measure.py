@@ -110,7 +110,7 @@ def _subject(row: Row, parts: Components, product: Path) -> Subject:
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
     sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(parts.context()))
-    return Subject(row.name, row.of, net, sampler, row.decode)
+    return Subject(row.name, row.of, net, sampler, row.decode, row.split)
 
 
 def _played(loaded: Loaded, parts: Components) -> dict[str, object]:

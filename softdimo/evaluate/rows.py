@@ -32,6 +32,8 @@ class Subject:
     sampler: Sampler | None = None
     decode: Literal["hard", "soft"] = "hard"
     """`hard` decodes sampled tokens; `soft` the expected codes of a one-step sampler."""
+    split: Literal["train", "held_out"] = "held_out"
+    """Whose images a reconstruction decodes."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ def real_images(
             raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
 
 
-def reconstruction_split(pieces: Pieces) -> tuple[str, str]:
+def reconstruction_split(subject: Subject, pieces: Pieces) -> tuple[str, str]:
     """The split whose images are reconstructed, and what must be said about it (nothing for the held-out one)."""
     held_out = len(pieces.data.source("held_out"))
+    if subject.split == "train":
+        return "train", "reconstructions of training images, which flatters the tokenizer"
     if held_out >= ENOUGH:
         return "held_out", ""
     return "train", f"only {held_out} held-out images: training images were reconstructed, which flatters the tokenizer"

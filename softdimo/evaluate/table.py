@@ -65,6 +65,7 @@ class Row:
             "of": self.subject.of,
             "halves": self.halves,
             "decode": self.subject.decode,
+            "split": self.subject.split,
             "sampler": _settings(self.subject.sampler),
             "net": digest_module(net) if net is not None else None,
             "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
@@ -156,7 +157,7 @@ def _measure(row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan
     elif subject.of == "real":
         about["split"] = "held_out"
     elif subject.of == "reconstruction":
-        about["split"], note = reconstruction_split(pieces)
+        about["split"], note = reconstruction_split(subject, pieces)
         notes += [note] if note else []
     random = row.halves or subject.of in ("teacher", "student")
     values: dict[str, list[float]] = {}

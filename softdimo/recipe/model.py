@@ -102,6 +102,8 @@ class Row(Settings):
     """How to sample; a student takes one step when null."""
     decode: Literal["hard", "soft"] = "hard"
     """Decode sampled codes, or the student's expected codes."""
+    split: Literal["train", "held_out"] = "held_out"
+    """Whose images a reconstruction decodes; training images are more, and flatter the tokenizer."""
 
     @model_validator(mode="before")
     @classmethod

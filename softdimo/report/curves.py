@@ -19,7 +19,7 @@ class Panel:
     title: str
     pattern: str
     note: str = ""
-    y_label: str = ""
+    unit: str = ""
     log_y: bool = False
     keep: Callable[[Sequence[float]], bool] = lambda values: True
 
@@ -69,7 +69,7 @@ def charts(log: Log, rewards: Sequence[str] = ()) -> list[Html]:
                 Series(_name(found[k], panel.title), log.iteration, v, color(_name(found[k], ""), i))
                 for i, (k, v) in enumerate(columns.items())
             ]
-            known.append(chart(panel.title, series, "iteration", panel.y_label, log_y=panel.log_y, note=panel.note))
+            known.append(chart(panel.title, series, "iteration", panel.unit, log_y=panel.log_y, note=panel.note))
     groups: dict[str, dict[str, list[float]]] = {}
     for key, values in left.items():
         prefix, _, name = key.rpartition("/")

@@ -38,10 +38,9 @@ def metrics_part(folder: Folder) -> Html | None:
 
 def _plots(made: Table, found: list[Html]) -> list[Html]:
     """The charts under one legend."""
-    teacher = _teacher(made, made.headline)
-    named = ([teacher] if teacher else []) + _students(made, made.headline)
     hint = "Error bars: standard deviation of the seeds' shares. Points of equal cost stand side by side."
-    legend = shared_legend(named, [str(r.get("name", "")) for r in _still(made)])
+    levels = [str(r.get("name", "")) for r in _still(made)]
+    legend = shared_legend(_teachers(made, made.headline) + _students(made, made.headline), levels)
     return [
         tag("h3", "Quality against cost"),
         tag("p", hint, class_="hint"),
@@ -51,14 +50,13 @@ def _plots(made: Table, found: list[Html]) -> list[Html]:
 
 
 def _quality(made: Table, name: str) -> Html | None:
-    """Metric against network passes (logarithmic), teacher as a line, students as marks, real data as levels."""
-    teacher, students = _teacher(made, name), _students(made, name)
-    series = ([teacher] if teacher else []) + students
-    means = [v for s in series for v in s.y if math.isfinite(v)]
-    if not means:
+    """Metric against network passes (logarithmic), teachers as lines, students as marks, real data as levels."""
+    series = _teachers(made, name) + _students(made, name)
+    values = [v for s in series for v in s.y if math.isfinite(v)]
+    if not values:
         return None
     levels = [(str(r.get("name", "")), made.value(r, name)) for r in _still(made)]
-    wide = min(means) > 0 and max(means) / min(means) > 6
+    wide = min(values) > 0 and max(values) / min(values) > 6
     return chart(
         label(name), series, "network passes per image", log_x=True, log_y=wide and lower_is_better(name),
         levels=levels, x_ticks=POWERS, named=False,
@@ -70,18 +68,18 @@ def _still(made: Table) -> list[Mapping[str, Any]]:
     return made.of("real") + made.of("reconstruction")
 
 
-def _teacher(made: Table, name: str) -> Series | None:
-    rows = sorted(made.of("teacher"), key=_cost)
-    if not rows:
-        return None
-    return Series(
-        "teacher",
-        [_cost(r) for r in rows],
-        [made.value(r, name) for r in rows],
-        4,
-        "steps",
-        [made.sd(r, name) for r in rows],
-    )
+def _teachers(made: Table, name: str) -> list[Series]:
+    """One line per way of sampling the teacher, its points by cost."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in made.of("teacher"):
+        groups.setdefault(str((row.get("sampler") or {}).get("use", "")).replace("_", " "), []).append(row)
+    out = []
+    for i, (use, rows) in enumerate(groups.items()):
+        ordered = sorted(rows, key=_cost)
+        values, spreads = ([read(r, name) for r in ordered] for read in (made.value, made.sd))
+        title = "teacher" if len(groups) == 1 else f"teacher, {use}"
+        out.append(Series(title, [_cost(r) for r in ordered], values, 4, "steps", spreads, dash=i))
+    return out
 
 
 def _students(made: Table, name: str) -> list[Series]:

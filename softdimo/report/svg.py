@@ -32,6 +32,8 @@ class Series:
     """Larger marks: what the reader should look for."""
     diamond: bool = False
     """Diamonds instead of circles."""
+    dash: int = 0
+    """Line style: 0 is solid; 1 and 2 are dashed."""
 
 
 _COMPARED = (0, 1, 2, 3, 5, 6, 7)
@@ -48,7 +50,7 @@ def chart(
     title: str,
     series: Sequence[Series],
     x_label: str,
-    y_label: str = "",
+    unit: str = "",
     *,
     log_x: bool = False,
     log_y: bool = False,
@@ -66,9 +68,11 @@ def chart(
     lines = [_Line.of(s) for s in series]
     ys = [v for s in series for v in _extent(s)] + [v for _, v in levels]
     log_y = log_y and all(v > 0 for v in ys)
-    x = fit([v for s in series for v in s.x], _LEFT, WIDTH - _RIGHT, log_x, 0.07 if _pointed(series) else 0.0)
+    crowd = max((sum(t.x == s.x for t in series) for s in series if s.kind == "points"), default=1)
+    pad = 0.05 + 0.015 * crowd if any(s.kind != "line" for s in series) else 0.0
+    x = fit([v for s in series for v in s.x], _LEFT, WIDTH - _RIGHT, log_x, pad)
     y = fit(ys, HEIGHT - _BOTTOM, _TOP, log_y, zero=zero)
-    marks = [_grid(x, y, x_label, y_label, x_ticks), *(_level(i, v, x, y) for i, (_, v) in enumerate(levels))]
+    marks = [_grid(x, y, x_label, x_ticks), *(_level(i, v, x, y) for i, (_, v) in enumerate(levels))]
     marks += [_draw(line, x, y, _aside(line.series, series)) for line in lines]
     svg = tag(
         "svg",
@@ -96,7 +100,7 @@ def chart(
         "figure",
         tag(
             "figcaption",
-            tag("b", title),
+            tag("span", tag("b", title), f", {unit}" if unit else None),
             tag("small", note) if note else None,
             _legend(lines, levels) if named else None,
         ),
@@ -169,11 +173,7 @@ def _extent(s: Series) -> list[float]:
     return [v - d for v, d in zip(s.y, sd, strict=True)] + [v + d for v, d in zip(s.y, sd, strict=True)]
 
 
-def _pointed(series: Sequence[Series]) -> bool:
-    return any(s.kind != "line" for s in series)
-
-
-def _grid(x: Scale, y: Scale, x_label: str, y_label: str, x_ticks: Sequence[float]) -> list[Html]:
+def _grid(x: Scale, y: Scale, x_label: str, x_ticks: Sequence[float]) -> list[Html]:
     out = []
     for v in y.ticks():
         at = round(y(v), 1)
@@ -187,10 +187,6 @@ def _grid(x: Scale, y: Scale, x_label: str, y_label: str, x_ticks: Sequence[floa
     out.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=base, y2=base, class_="axis"))
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     out.append(tag("text", x_label, x=middle, y=HEIGHT - 4, class_="label", text_anchor="middle"))
-    if y_label:
-        at = (_TOP + base) / 2
-        out.append(tag("text", y_label, x=11, y=at, class_="label", text_anchor="middle",
-                       transform=f"rotate(-90 11 {at:g})"))  # fmt: skip
     return out
 
 
@@ -216,8 +212,8 @@ def _draw(line: _Line, x: Scale, y: Scale, aside: float) -> Html:
     if line.raw:
         out.append(tag("path", d=_path(line.x, line.raw, x, y), class_="raw"))
     if s.kind in ("line", "steps") and len(line.x) > 1:
-        out.append(tag("path", d=_path(line.x, line.y, x, y), class_="line"))
-    if s.kind != "line" or len(line.x) == 1:
+        out.append(tag("path", d=_path(line.x, line.y, x, y), class_=f"line d{s.dash % 3}"))
+    if s.kind == "points" or len(line.x) == 1 or (s.kind == "steps" and len(line.x) <= 20):
         for i, (a, b) in enumerate(zip(s.x, s.y, strict=True)):
             cx, cy = round(x(a) + aside, 1), round(y(b), 1)
             if s.sd and math.isfinite(s.sd[i]) and s.sd[i] > 0:
@@ -250,6 +246,9 @@ def _legend(lines: Sequence[_Line], levels: Sequence[tuple[str, float]]) -> Html
 
 
 def _key(s: Series) -> Html:
+    if s.dash:
+        line = tag("line", x1=0, x2=16, y1=4, y2=4, class_=f"line d{s.dash % 3} c{s.color % COLORS}")
+        return tag("svg", line, class_="dash", viewBox="0 0 16 8", aria_hidden="true")
     shape = (" diamond" if s.diamond else " spot") if s.kind == "points" else ""
     return tag("i", class_=f"key k{s.color % COLORS}{shape}")
 

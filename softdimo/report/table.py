@@ -123,13 +123,15 @@ def html_table(evaluation: Mapping[str, Any]) -> Html:
     leading = {name: made.leading(name) for name in made.metrics}
     rows = []
     for i, row in enumerate(made.rows):
-        cells: list[object] = [row.get("name", ""), passes(row)]
+        cells: list[object] = [row.get("name", ""), row.get("n", "–"), passes(row)]
         for name in made.metrics:
             mean, _, sd = made.cell(row, name).partition(" ± ")
             shown = join([tag("b", mean) if i in leading[name] else mean, tag("small", f" ± {sd}") if sd else None])
             cells.append(shown)
         rows.append((str(row.get("of", "")), cells))
-    return table(["", "passes", *(label(n) for n in made.metrics)], rows, "Metrics of every row, " + made.caption())
+    return table(
+        ["", "n", "passes", *(label(n) for n in made.metrics)], rows, "Metrics of every row, " + made.caption()
+    )
 
 
 def passes(row: Mapping[str, Any]) -> str:

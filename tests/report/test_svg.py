@@ -16,7 +16,7 @@ def test_a_line_has_axes_a_legend_with_its_last_value_and_words() -> None:
     figure = chart("Loss", [Series("dimo", [0, 10, 20], [3.0, 2.0, 1.5])], "iteration", "nats")
     assert "dimo<var>1.50</var>" in figure
     assert "Loss, over iteration: dimo from 3.00 to 1.50." in figure
-    assert ">nats</text>" in figure
+    assert "<b>Loss</b>, nats</span>" in figure
     assert data(figure)["s"] == [{"n": "dimo", "c": 0, "x": [0, 10, 20], "y": [3.0, 2.0, 1.5]}]
 
 
@@ -82,3 +82,11 @@ def test_a_chart_without_points_is_still_a_chart() -> None:
 
 def test_smoothing_keeps_a_constant() -> None:
     assert smooth([2.0] * 5, 3.0) == [2.0] * 5
+
+
+def test_dashed_lines_have_dashed_keys_and_long_steps_no_marks() -> None:
+    xs = list(range(30))
+    figure = chart("t", [Series("a", xs, xs, kind="steps", dash=1), Series("b", [0, 9], [1, 2], kind="steps")], "x")
+    assert figure.count('class="line d1"') == 1
+    assert figure.count('class="line d1 c0"') == 1
+    assert figure.count("<circle") == 2
