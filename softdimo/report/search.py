@@ -95,7 +95,7 @@ def _spread(m: Mapping[str, Any], key: str) -> Html:
     if m.get(f"{key}_mean") is None:
         return tag("span", "–")
     mean, _, bar = spread(float(m[f"{key}_mean"]), float(m.get(f"{key}_sem") or 0)).partition(" ± ")
-    return tag("span", mean, tag("small", f" ± {bar}") if bar else None)
+    return tag("span", mean, tag("small", f"± {bar}") if bar else None)
 
 
 def _method(m: Mapping[str, Any]) -> str:

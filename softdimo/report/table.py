@@ -126,7 +126,7 @@ def html_table(evaluation: Mapping[str, Any]) -> Html:
         cells: list[object] = [row.get("name", ""), row.get("n", "–"), passes(row)]
         for name in made.metrics:
             mean, _, sd = made.cell(row, name).partition(" ± ")
-            shown = join([tag("b", mean) if i in leading[name] else mean, tag("small", f" ± {sd}") if sd else None])
+            shown = join([tag("b", mean) if i in leading[name] else mean, tag("small", f"± {sd}") if sd else None])
             cells.append(shown)
         rows.append((str(row.get("of", "")), cells))
     return table(

@@ -8,7 +8,7 @@ from softdimo.report.folder import Log
 
 def titles(columns: dict[str, list[float]], rewards: tuple[str, ...] = ()) -> list[str]:
     made = charts(Log([9, 19, 29], columns), rewards)
-    return [re.search(r"<figcaption><b>([^<]*)</b>", c).group(1) for c in made]
+    return [re.search(r"<figcaption><span><b>([^<]*)</b>", c).group(1) for c in made]
 
 
 def test_known_columns_share_charts_and_unknown_ones_get_their_own() -> None:

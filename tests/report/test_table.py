@@ -70,6 +70,6 @@ def test_a_single_seed_shows_no_deviation() -> None:
 def test_html_marks_students() -> None:
     made = html_table(evaluation())
     assert (
-        '<tr class="student"><th scope="row">Soft-Di[M]O</th><td>1000</td><td>1</td><td>9.4<small> ± 0.3</small></td>'
+        '<tr class="student"><th scope="row">Soft-Di[M]O</th><td>1000</td><td>1</td><td>9.4<small>± 0.3</small></td>'
         in made
     )
