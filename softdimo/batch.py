@@ -44,7 +44,7 @@ class TokenShape(NamedTuple):
         return self.L * self.G
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Fabric rebuilds it field by field where it converts precisions
 class Cond:
     """Conditions of a batch: class labels, or prompts with their encodings. Batch first everywhere.
 

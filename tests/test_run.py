@@ -107,6 +107,19 @@ def test_evaluation_and_search_are_written(folder: Path) -> None:
     assert "accuracy" in (whole / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_all_terms_train_in_every_precision(folder: Path, tmp_path: Path, precision: str) -> None:
+    loaded = load(folder, "terms", f"hardware.precision={precision}", "train.log_every=1")
+    shutil.copytree(folder / "runs" / "cache", tmp_path / "cache")
+    out = running.run(loaded, tmp_path / "terms")
+    with (out / "log.csv").open(newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    exact = {"dimo/weight": 1.0, "reward/weight": 1.0}
+    assert {k: float(last[k]) for k in exact} == exact
+    assert float(last["gan/weight"]) > 0
+    assert all(torch.isfinite(v).all() for v in read_weights(out / PRODUCT).values())
+
+
 # What is not done twice
 
 

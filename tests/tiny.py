@@ -50,11 +50,25 @@ search:
   methods: [{name: best of 2, search: {use: best_of_n, n: 2}}]
 """
 
+TERMS = """\
+train:
+  terms:
+    - {use: dimo}
+    - {use: gan, weight: {ratio: 0.5}, r1: 0.1, discriminator: {use: teacher_features, hidden: 8}}
+    - use: reward
+      rewards:
+        - reward:
+            use: class_log_prob
+            classifier: {use: cnn, width: 4, features: 4, weights: {recipe: judge.yaml}}
+"""
+
 
 def write(folder: Path) -> Path:
-    """Write the recipes; returns that of Di[M]O. `whole.yaml` is the same with evaluation and search."""
+    """Write the recipes; returns that of Di[M]O. `whole.yaml` adds evaluation and search, `terms.yaml` a GAN and
+    a reward."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"tokenizer": TOKENIZER, "teacher": TEACHER, "judge": JUDGE, "dimo": DIMO, "whole": DIMO + SECTIONS}
+    texts["terms"] = "title: Tiny Soft-Di[M]O\nbase: dimo.yaml\n" + TERMS
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder / "dimo.yaml"

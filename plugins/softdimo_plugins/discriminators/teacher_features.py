@@ -70,6 +70,7 @@ class TeacherFeatureHeads(Discriminator):
         """[B L D] -> [B heads]; gradients flow through the trunk to x, never into its weights."""
         teacher = self._trunk[0]
         nothing = torch.zeros(len(x), teacher.shape.L, teacher.shape.G, dtype=torch.bool, device=x.device)
+        x = x.to(next(teacher.parameters()).dtype)  # a strategy may have brought it to the precision of the heads
         features = teacher(x, cond, at=nothing, features=self.blocks).features
         angles = ratio[:, None] * torch.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=x.device)
         r = torch.cat([angles.sin(), angles.cos()], -1)
