@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from softdimo.kinds import Cond
-from softdimo.memory import Blank, available, held, human, saved_bytes, share
+from softdimo.kinds import Cond, TokenShape
+from softdimo.math.guidance import Guidance
+from softdimo.memory import Blank, available, held, human, saved_bytes, share, student_phases
 from softdimo.spec import Optimizer, Player
-from tests.engine.tiny import context
+from softdimo_plugins.losses.dimo import DiMO
+from tests.engine.tiny import batch, context, distillation, players
 
 
 def test_shares_of_a_trained_network() -> None:
@@ -57,7 +62,30 @@ def test_the_estimate_on_meta_is_what_a_cpu_saves() -> None:
         e = torch.empty(6, net.shape.L, net.width, device=device)
         cond = Cond(torch.zeros(6, dtype=torch.long, device=device))
         sizes.append(saved_bytes(lambda m=module, e=e, c=cond: m(e, c), [module]))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+@pytest.mark.parametrize("share_t", [False, True])
+def test_the_peak_of_an_iteration_is_the_one_estimated(share_t: bool, tmp_path: Path) -> None:
+    ctx = context(TokenShape(7, 7, 1, 128))
+    spec = DiMO(use="dimo", name="dimo", player=players(), guidance=Guidance(scale=2.0), share_t=share_t)
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False, dimo=spec)
+    real = batch(96, shape=ctx.tokens)
+    algorithm.step(0, real)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        algorithm.step(1, real)
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    memory = sorted((e["ts"], e["args"]) for e in events if e.get("name") == "[memory]")
+    totals = [args["Total Allocated"] for _, args in memory]
+    measured = max(totals) - (totals[0] - memory[0][1]["Bytes"])
+
+    meta = {e.name: copy.copy(e.term) for e in algorithm.terms}
+    assert isinstance(meta["dimo"].critic, nn.Module)
+    meta["dimo"].critic = meta["dimo"].critic.to("meta")
+    nets = [net.to("meta") for net in (algorithm.network, ctx.teacher) if net is not None]
+    phases = list(student_phases(nets[0], nets[1], None, meta, real.cond.to("meta"), "32-true"))
+    assert max(p.size for p in phases) == pytest.approx(measured, rel=0.15)
 
 
 def test_blank_leaves_fresh_weights_on_meta_alone_and_others_not() -> None:
