@@ -18,13 +18,16 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def shell(block: str) -> list[list[str]]:
-    """The `softdimo` commands of a block: environments are not made again, `run` is made tiny."""
+    """The commands of a block: environments are not made again, `run` is made tiny."""
     out = []
     for line in block.strip().splitlines():
-        for command in re.split(r"&&|\n", line.split("  #")[0]):
+        for command in line.split("  #")[0].split("&&"):
             words = command.strip().removeprefix(".venv/bin/").split()
-            if words and words[0] == "softdimo":
-                out.append(words[1:] + (["--smoke"] if words[1] == "run" else []))
+            if words[:1] == ["softdimo"]:
+                out.append([sys.executable, "-m", *words, *(["--smoke"] if words[1] == "run" else [])])
+            elif words[:3] == ["pip", "install", "-e"]:
+                install = ["pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", words[3]]
+                out.append([sys.executable, "-m", *install])
     return out
 
 
@@ -41,28 +44,24 @@ def test_every_block_is_of_a_known_kind() -> None:
     assert sum(kind == "sh" for kind, _ in blocks()) >= 3
 
 
+def execute(command: list[str], place: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(place / "site")}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
 def test_readme_blocks_run_in_order(place: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(place / "plugin")}
     for kind, block in blocks():
         named = re.match(r"# (\S+\.\w+)\n", block)
         if kind == "sh":
-            for words in shell(block):
-                done = subprocess.run(
-                    [sys.executable, "-m", "softdimo", *words], cwd=place, env=environment, capture_output=True,
-                    text=True, check=False,
-                )  # fmt: skip
-                assert done.returncode == 0, f"softdimo {' '.join(words)}\n{done.stdout}{done.stderr}"
-                smoked = place / "runs" / (Path(words[1]).stem + "-smoke") if words[0] == "run" else None
-                if smoked is not None and smoked.is_dir():
-                    target = place / "runs" / Path(words[1]).stem
-                    if not target.exists():
-                        target.symlink_to(smoked)
+            for command in shell(block):
+                execute(command, place)
+                if command[3] == "run":  # what the next blocks call by the name of the full run
+                    stem = Path(command[4]).stem
+                    (place / "runs" / stem).symlink_to(place / "runs" / f"{stem}-smoke")
         elif named:
             target = place / named.group(1)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block, encoding="utf-8")
         elif kind == "python":
-            done = subprocess.run(
-                [sys.executable, "-c", block], cwd=place, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+            execute([sys.executable, "-c", block], place)
