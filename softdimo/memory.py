@@ -21,7 +21,7 @@ HALF = ("bf16-mixed", "16-mixed")
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "exponential_", "bernoulli_", "random_", "erfinv_",
           "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}  # fmt: skip
 LOGITS = 3.5
-"""Whole tensors of logits that distribution matching holds: five at the masked units, which are 64 % of all on average."""
+"""Tensors of logits that distribution matching holds: five at the masked units, which are 64 % of all on average."""
 
 
 @dataclass(frozen=True)
