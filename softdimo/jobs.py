@@ -79,8 +79,10 @@ class Job:
     title: str
 
 
-def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str], trained: bool) -> list[Job]:
-    """The jobs of a run: other recipes that are not `cached`, its own training, rows that need none of its students.
+def plan(
+    loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str], trained: bool, measured: bool = False
+) -> list[Job]:
+    """The jobs of a run: other recipes that are not `cached`, its own training, rows that need nothing it trains.
 
     Those that most others wait for come first.
     """
@@ -96,7 +98,7 @@ def plan(loaded: Loaded, folder: Path, runs: Path, workers: int, cached: set[str
     if loaded.recipe.train is not None and not trained:
         needs = set(for_training(loaded.recipe)) - cached
         jobs.append(Job("train", ["train", resolved, str(folder)], needs, "this run"))
-    if loaded.recipe.eval is not None:
+    if loaded.recipe.eval is not None and not measured:
         table, players = loaded.recipe.eval, measure.needed_to_refuse(loaded)
         for rows in _shares(loaded.recipe, table.rows, workers):
             part = table.model_copy(update={"rows": tuple(table.rows[i] for i in rows)})

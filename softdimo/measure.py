@@ -15,7 +15,7 @@ from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_diges
 from softdimo.files import load_strict, read_weights, write_json
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.recipe import Loaded, Recipe
-from softdimo.recipe.model import Row
+from softdimo.recipe.model import Eval, Row
 from softdimo.recipe.shrink import walk
 from softdimo.searching import SearchPieces, search
 from softdimo.spec import NetworkSpec, RecipeRef, Weights
@@ -57,6 +57,18 @@ def evaluate_section(
         seeds=settings.seeds, batch_size=settings.batch_size,
         progress=_telling(say),
     )  # fmt: skip
+
+
+def complete(settings: Eval, path: Path) -> bool:
+    """Whether a table has all rows, by name: nothing is worth a process of its own then. `evaluate` looks closer."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        names = {row["name"] for row in table["rows"]}
+        plan = (table["samples"], table["seeds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    wanted = {row.name + (" held out" if row.of == "real" else "") for row in settings.rows}
+    return wanted <= names and plan == (settings.samples, list(settings.seeds))
 
 
 def gather(folder: Path, target: Path) -> None:

@@ -36,6 +36,10 @@ class Session:
     smoke: bool = False
     tensorboard: bool = False
     say: Say = print
+    workers: int = 1
+    """Processes that share the work."""
+    threads: int | None = None
+    """CPU threads of a training, be it in this process or in a job: sums depend on them in the last bits."""
 
     def parts(self, loaded: Loaded) -> Components:
         """Components of a recipe; other recipes that it names are run when their weights are asked for."""
@@ -75,9 +79,12 @@ class Session:
         if self.fabric.is_global_zero:
             writer.hold(waiting=lambda: self.say(f"waiting: a job of a run that was killed is saving in {folder.path}"))
         self.fabric.barrier("writer")
+        all_threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads or all_threads)
         try:
             training.run(resume, self._sampling(sheets, training))
         finally:
+            torch.set_num_threads(all_threads)
             writer.release()
 
     def _sampling(self, sheets: Sheets, training: Training) -> Callable[[int, Algorithm], None] | None:
@@ -92,8 +99,14 @@ class Session:
 
 
 def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Say = print) -> Session:
-    """Launch Fabric as the recipe says."""
-    return Session(launch(loaded.recipe.hardware), runs, loaded.smoke, tensorboard, say)
+    """Launch Fabric as the recipe says, and share the cores of a CPU among processes (see `jobs`)."""
+    hardware, fabric = loaded.recipe.hardware, launch(loaded.recipe.hardware)
+    session = Session(fabric, runs, loaded.smoke, tensorboard, say)
+    if fabric.device.type == "cpu" and fabric.world_size == 1 and not loaded.smoke:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        session.workers = hardware.jobs or min(4, cores)
+        session.threads = max(1, (hardware.threads or cores) // session.workers)
+    return session
 
 
 def describe(loaded: Loaded, folder: RunFolder) -> None:
@@ -181,18 +194,16 @@ def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> bool:
 
     Returns whether nothing that the run needs was there already.
     """
-    hardware, fabric = loaded.recipe.hardware, session.fabric
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = hardware.jobs or min(4, cores)
     cached = {p for p, need in jobs.needed(loaded).items() if (session.home(need.loaded) / PRODUCT).is_file()}
     trained = (folder.path / PRODUCT).is_file()
     anew = not cached and not trained and not (folder.path / "eval.json").is_file()
-    if fabric.device.type != "cpu" or fabric.world_size > 1 or workers == 1 or loaded.smoke:
+    if session.workers == 1 or session.threads is None:
         return anew
-    todo = jobs.plan(loaded, folder.path, session.runs, workers, cached, trained)
+    measured = loaded.recipe.eval is not None and measure.complete(loaded.recipe.eval, folder.path / "eval.json")
+    todo = jobs.plan(loaded, folder.path, session.runs, session.workers, cached, trained, measured)
     if len(todo) > 1:
-        session.say(f"{len(todo)} jobs in {workers} processes: " + ", ".join(job.title for job in todo))
-        jobs.run(todo, workers, max(1, (hardware.threads or cores) // workers))
+        session.say(f"{len(todo)} jobs in {session.workers} processes: " + ", ".join(job.title for job in todo))
+        jobs.run(todo, session.workers, session.threads)
     measure.gather(jobs.parts_folder(folder.path), folder.path / "eval.json")
     return anew
 
