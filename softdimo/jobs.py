@@ -118,16 +118,22 @@ def _height(name: str, jobs: Sequence[Job]) -> int:
 
 
 def _shares(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[list[int]]:
-    """Rows that need nothing which this recipe trains, in up to `workers` groups of about the same cost."""
+    """Rows that need nothing which this recipe trains, in groups of about the same cost.
+
+    Rows with weights of their own wait for other recipes' students, so they do not share a group with those that can be
+    measured as soon as there is a teacher.
+    """
+    trained = recipe.train.network if recipe.train is not None else None
     cost = {
         i: row.sampler.passes() if row.sampler is not None else 1.0  # type: ignore[attr-defined]
         for i, row in enumerate(rows)
-        if _stands_alone(row, recipe.train.network if recipe.train is not None else None)
+        if _stands_alone(row, trained)
     }
-    groups: list[list[int]] = [[] for _ in range(workers)]
-    for i in sorted(cost, key=lambda i: -cost[i]):
-        min(groups, key=lambda group: sum(cost[j] for j in group)).append(i)
-    return [sorted(group) for group in groups if group]
+    early: list[list[int]] = [[] for _ in range(workers)]
+    for i in sorted((i for i in cost if rows[i].weights is None), key=lambda i: -cost[i]):
+        min(early, key=lambda group: sum(cost[j] for j in group)).append(i)
+    late = [i for i in cost if rows[i].weights is not None]
+    return [sorted(group) for group in (*early, late) if group]
 
 
 def _stands_alone(row: Row, trained: str | None) -> bool:
