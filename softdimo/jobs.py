@@ -104,6 +104,8 @@ def plan(
             part = table.model_copy(update={"rows": tuple(table.rows[i] for i in rows)})
             base = loaded.recipe.model_copy(update={"train": None, "search": None, "eval": part})
             needs = (set(references(base)) | players) - cached
+            if _own(table.rows[rows[0]]):
+                needs.add("train")
             numbers = [str(i) for i in rows]
             shown = "rows " + " ".join(numbers)
             jobs.append(Job(shown, ["rows", resolved, str(folder), *numbers], needs, shown))
@@ -118,10 +120,10 @@ def _height(name: str, jobs: Sequence[Job]) -> int:
 
 
 def _shares(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[list[int]]:
-    """Rows that need nothing which this recipe trains, in groups of about the same cost.
+    """Rows in groups of about the same cost, apart from those of a teacher or tokenizer that this recipe trains.
 
-    Rows with weights of their own wait for other recipes' students, so they do not share a group with those that can be
-    measured as soon as there is a teacher.
+    Rows with weights of their own wait for other recipes' students, and those of this recipe's student for its
+    training, so they do not share a group with those that can be measured as soon as there is a teacher.
     """
     trained = recipe.train.network if recipe.train is not None else None
     cost = {
@@ -130,19 +132,25 @@ def _shares(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[list[int]
         if _stands_alone(row, trained)
     }
     early: list[list[int]] = [[] for _ in range(workers)]
-    for i in sorted((i for i in cost if rows[i].weights is None), key=lambda i: -cost[i]):
+    for i in sorted((i for i in cost if rows[i].weights is None and not _own(rows[i])), key=lambda i: -cost[i]):
         min(early, key=lambda group: sum(cost[j] for j in group)).append(i)
     late = [i for i in cost if rows[i].weights is not None]
-    return [sorted(group) for group in (*early, late) if group]
+    own = [i for i in cost if _own(rows[i])]
+    return [sorted(group) for group in (*early, late, own) if group]
+
+
+def _own(row: Row) -> bool:
+    """Whether a row is of the student that the recipe itself trains."""
+    return row.of == "student" and row.weights is None
 
 
 def _stands_alone(row: Row, trained: str | None) -> bool:
-    """Whether a row can be measured before the recipe's own training (of the network `trained`) is done."""
+    """Whether a row can be measured apart from the recipe's own training (of the network `trained`)."""
     if row.of == "real" or trained is None:
         return True
     if row.of == "reconstruction":
         return trained != "tokenizer"
-    return trained == "student" and (row.of == "teacher" or row.weights is not None)
+    return trained == "student"
 
 
 def run(jobs: Sequence[Job], workers: int, threads: int) -> None:

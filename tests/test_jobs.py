@@ -56,7 +56,7 @@ def titles(plan: dict[str, Job], name: str) -> set[str]:
 
 def test_dependencies_come_first_and_the_longest_chain_before_the_rest(folder: Path) -> None:
     plan = planned(folder, "whole")
-    assert set(plan) == {"tokenizer", "teacher", "judge", "this run", "rows 0", "rows 1"}
+    assert set(plan) == {"tokenizer", "teacher", "judge", "this run", "rows 0", "rows 1", "rows 2"}
     order = list(plan)
     assert order[0] == "tokenizer"  # teacher, this run and the rows wait for it
     for title in order:
@@ -65,12 +65,13 @@ def test_dependencies_come_first_and_the_longest_chain_before_the_rest(folder: P
     assert titles(plan, "teacher") == {"tokenizer"}
     assert titles(plan, "this run") == {"tokenizer", "teacher"}
     assert titles(plan, "rows 1") == {"tokenizer", "teacher", "judge"}
+    assert titles(plan, "rows 2") == {"tokenizer", "teacher", "judge", "this run"}  # a row of the student itself
 
 
 def test_what_is_there_is_not_made_again(folder: Path) -> None:
     keys = {title: job.name for title, job in planned(folder, "whole").items()}
     plan = planned(folder, "whole", cached={keys["tokenizer"], keys["judge"]}, trained=True)
-    assert set(plan) == {"teacher", "rows 0", "rows 1"}
+    assert set(plan) == {"teacher", "rows 0", "rows 1", "rows 2"}
     assert set(planned(folder, "whole", trained=True, measured=True)) == {"tokenizer", "teacher", "judge"}
     assert titles(plan, "teacher") == set()
     assert titles(plan, "rows 0") == {"teacher"}
@@ -81,8 +82,8 @@ def test_rows_are_shared_by_cost_and_those_of_this_student_wait_for_it(folder: P
     texts = ["{name: s, of: student}", "{name: r, of: real}", sampled % ("long", 8)]
     texts += [sampled % (f"t{i}", 2) for i in range(3)]
     rows = f"eval.rows=[{', '.join(texts)}]"
-    assert {t for t in planned(folder, "whole", rows) if t.startswith("rows")} == {"rows 2", "rows 1 3 4 5"}
-    assert {t for t in planned(folder, "whole", rows, workers=1) if t.startswith("rows")} == {"rows 1 2 3 4 5"}
+    assert {t for t in planned(folder, "whole", rows) if t.startswith("rows")} == {"rows 0", "rows 2", "rows 1 3 4 5"}
+    assert {t for t in planned(folder, "whole", rows, workers=1) if t.startswith("rows")} == {"rows 0", "rows 1 2 3 4 5"}
 
 
 def test_rows_of_what_is_trained_here_wait_for_it(folder: Path) -> None:

@@ -225,7 +225,8 @@ def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progres
     size = len(source_of(pieces, split))
     if row.subject.of == "real":
         return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name)
-    some = torch.arange(min(size, plan.samples * len(plan.seeds)))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))  # a split may be sorted by class
+    some = order[: plan.samples * len(plan.seeds)].sort().values
     return reconstructions(pieces, split, some, plan.batch_size, progress, row.name)
 
 
