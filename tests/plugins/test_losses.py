@@ -1,4 +1,4 @@
-"""The terms of L_gen: gradients at the logits, who is in whose graph, and what the discriminator may see."""
+"""The terms of L_gen: gradients at the logits, and who is in whose graph."""
 
 from __future__ import annotations
 
@@ -10,83 +10,23 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
-from softdimo.errors import DataError, PluginError
-from softdimo.kinds import Batch, Cond, Context, Discriminator, ImageShape, TokenShape
+from softdimo.errors import PluginError
+from softdimo.kinds import Context, ImageShape
 from softdimo.math.divergence import Divergence
 from softdimo.math.guidance import Guidance
-from softdimo.math.init import Init
 from softdimo.math.mdm import remask
-from softdimo.math.rollout import Roll, rollout
-from softdimo.math.soft import Relaxation
+from softdimo.math.rollout import Roll
 from softdimo_plugins.discriminators.pixels import Pixels
-from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
 from softdimo_plugins.features.cnn import CNN
 from softdimo_plugins.losses.dimo import DiMO, DiMOTerm
 from softdimo_plugins.losses.gan import GAN, GANTerm
 from softdimo_plugins.losses.reward import RewardLoss, RewardTerm, Weighted
 from softdimo_plugins.rewards.class_log_prob import ClassLogProb, ClassLogProbReward
 from softdimo_plugins.rewards.connected import Connected
-from tests.engine import tiny
-from tests.helpers import Painter, Pooled
-
-B = 4
-
-
-def context(shape: TokenShape = tiny.SHAPE, double: bool = True) -> Context:
-    """A tiny teacher and tokenizer, in float64 so that comparisons can be sharp."""
-    ctx = tiny.context(shape)
-    tokenizer = Painter(shape).requires_grad_(False)
-    whole = replace(ctx, make=lambda spec: spec.build(whole), tokenizer=tokenizer)
-    if double:
-        for net in (whole.teacher, tokenizer):
-            assert net is not None
-            net.double()
-    return whole
-
-
-def roll(ctx: Context, seed: int = 0, relaxation: Relaxation | None = None) -> Roll:
-    """A roll of a student that is not the teacher."""
-    student = stirred(ctx.copy_teacher(), 1)
-    rng = torch.Generator().manual_seed(seed)
-    out, _ = rollout(student, real(ctx).cond, Init(), rng, relaxation, ctx.tokenizer)
-    return out
-
-
-def real(ctx: Context) -> Batch:
-    assert ctx.tokens is not None
-    return tiny.batch(B, seed=3, shape=ctx.tokens)
-
-
-def stirred(net: nn.Module, seed: int) -> nn.Module:
-    """Other weights than the teacher's, so that no difference vanishes."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=rng))
-    return net
-
-
-def dimo(ctx: Context, **settings: object) -> DiMOTerm:
-    term = DiMO(use="dimo", name="dimo", **settings).build(ctx)  # type: ignore[arg-type]
-    assert term.critic is not None
-    stirred(term.critic, 2)
-    return term
-
-
-def gan(ctx: Context, discriminator: Discriminator | None = None, **settings: object) -> GANTerm:
-    spec = GAN(use="gan", name="gan", discriminator=TeacherFeatures(use="teacher_features", hidden=8), **settings)
-    assert ctx.teacher is not None
-    assert ctx.tokenizer is not None
-    torch.manual_seed(5)
-    made = discriminator or TeacherFeatures(hidden=8).build(ctx).to(ctx.teacher.table_rms().dtype)
-    return GANTerm(spec, made, ctx.teacher, ctx.tokenizer)
-
-
-def gradient(loss: Tensor, at: Roll) -> Tensor:
-    return torch.autograd.grad(loss, at.logits)[0]
-
+from tests.helpers import Pooled
+from tests.plugins.terms import B, agree, context, dimo, gan, gradient, real, roll
 
 # The gradient at the student's logits
 
@@ -168,41 +108,6 @@ def test_no_guidance_asks_the_teacher_once() -> None:
     term.teacher.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
     term.generator(seen)
     assert rows == [B]
-
-
-def directional(loss: Callable[[Tensor], Tensor], z: Tensor, along: Tensor, h: float = 1e-5) -> float:
-    with torch.no_grad():
-        return float(loss(z + h * along) - loss(z - h * along)) / (2 * h)
-
-
-def agree(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Autograd against central differences in random directions; returns the gradient."""
-    leaf = z.clone().requires_grad_()
-    (g,) = torch.autograd.grad(loss(leaf), leaf)
-    rng = torch.Generator().manual_seed(9)
-    for _ in range(6):
-        along = torch.randn(z.shape, generator=rng, dtype=z.dtype)
-        assert directional(loss, z, along) == pytest.approx(float((g * along).sum()), rel=1e-6, abs=1e-9)
-    assert float(g.abs().max()) > 1e-6
-    return g
-
-
-@pytest.mark.parametrize("kind", ["soft", "gumbel"])
-@pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
-def test_gan_gradient_against_finite_differences(loss: str, kind: str) -> None:
-    ctx = context()
-    term, seen = gan(ctx, loss=loss), roll(ctx)
-
-    def value(z: Tensor) -> Tensor:
-        rng = torch.Generator().manual_seed(1)
-        return term.generator(replace(seen, logits=z, rng=rng, relaxation=Relaxation(kind=kind, temperature=0.7)))[0]  # type: ignore[arg-type]
-
-    g = agree(value, seen.logits.detach())
-    # masked units are hidden from D, so nothing can be learned there
-    mask = term._mask(B, replace(seen, rng=torch.Generator().manual_seed(1)))[1]
-    if kind == "soft":
-        assert 0 < int(mask.sum()) < mask.numel()
-        assert torch.equal(g[mask], torch.zeros_like(g[mask]))
 
 
 def judge(seed: int) -> ClassLogProbReward:
@@ -338,139 +243,6 @@ def test_two_dimo_terms_that_share_t_train_each_its_own_psi() -> None:
     for term in (one, two):
         assert term.critic is not None
         assert leaves(term.critic_loss(seen.detach(), real(ctx))[0]) <= ids(term.critic)
-
-
-# What the discriminator sees
-
-
-class Recorder(Discriminator):
-    """Gives prepared scores (or a linear score) and keeps what it was shown."""
-
-    def __init__(self, scores: Tensor | None = None, space: str = "embedding") -> None:
-        super().__init__()
-        self.scores, self.space = scores, space  # type: ignore[misc]
-        self.weight = nn.Parameter(torch.ones(()))
-        self.calls: list[tuple[Tensor, Tensor, Cond]] = []
-
-    def forward(self, x: Tensor, ratio: Tensor, cond: Cond) -> Tensor:
-        self.calls.append((x, ratio, cond))
-        score = x.flatten(1).sum(1, keepdim=True) if self.scores is None else self.scores[: len(x)]
-        return score * self.weight
-
-
-def certain(seen: Roll, tokens: Tensor, V: int) -> Roll:
-    """The same roll where the student is sure of `tokens`: its soft probabilities are one-hot."""
-    logits = (one_hot(tokens, V) * 1e4).to(seen.logits.dtype).requires_grad_()
-    out = replace(seen, logits=logits, tokens=tokens)
-    assert torch.equal(out.probs, one_hot(tokens, V).to(out.probs.dtype))
-    return out
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_one_hot_probabilities_score_as_the_hard_tokens_do(groups: int) -> None:
-    """The discriminator must not be able to tell real from generated by how they are embedded."""
-    ctx = context(TokenShape(2, 3, groups, 5), double=False)
-    batch = real(ctx)
-    assert batch.tokens is not None
-    term = gan(ctx)
-    scores: list[Tensor] = []
-    assert term.critic is not None
-    term.critic.register_forward_hook(lambda module, args, out: scores.append(out))
-    seen = certain(roll(ctx), batch.tokens, 5)
-    term.critic_loss(replace(seen.detach(), cond=batch.cond), batch)
-    on_real, on_fake = scores[0].chunk(2)
-    torch.testing.assert_close(on_real, on_fake, rtol=0, atol=1e-6)
-    assert on_real.std().item() > 1e-3
-
-
-def test_pixels_of_real_tokens_are_decoded_as_generated_ones_are() -> None:
-    ctx = context(double=False)
-    batch = real(ctx)
-    assert batch.tokens is not None
-    watch = Recorder(space="pixels")
-    gan(ctx, watch).critic_loss(replace(certain(roll(ctx), batch.tokens, 5).detach(), cond=batch.cond), batch)
-    x, ratio, _ = watch.calls[0]
-    assert torch.equal(*x.chunk(2))
-    assert ratio.tolist() == [0.0] * 2 * B
-
-
-def test_real_and_generated_share_mask_ratio_and_mask() -> None:
-    ctx = context()
-    assert ctx.teacher is not None
-    watch = Recorder()
-    seen, batch = roll(ctx), real(ctx)
-    gan(ctx, watch).critic_loss(seen.detach(), batch)
-    x, ratio, cond = watch.calls[0]
-    assert torch.equal(*ratio.chunk(2))
-    assert len(set(ratio[:B].tolist())) == B
-    assert cond.labels.tolist() == batch.cond.labels.tolist() + seen.cond.labels.tolist()
-    # both groups masked: the position holds the sum of the mask rows, whatever was there
-    hidden = ctx.teacher.embed(torch.full((1, 6, 2), 5))
-    at_real, at_fake = ((part - hidden).abs().amax(-1) < 1e-9 for part in x.chunk(2))
-    assert torch.equal(at_real, at_fake)
-    assert 0 < int(at_real.sum()) < at_real.numel()
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (1.0, 1.0)])
-def test_ratio_zero_masks_nothing_and_one_masks_everything(low: float, high: float) -> None:
-    ctx = context()
-    assert ctx.teacher is not None
-    watch = Recorder()
-    seen, batch = roll(ctx), real(ctx)
-    term = gan(ctx, watch, ratio=(low, high))
-    term.critic_loss(seen.detach(), batch)
-    term.generator(seen)
-    assert batch.tokens is not None
-    hidden = ctx.teacher.embed(torch.full((B, 6, 2), 5))
-    whole_real, whole_fake = ctx.teacher.embed(batch.tokens), ctx.teacher.soften(seen.probs.detach())
-    at_real, at_fake = watch.calls[0][0].chunk(2)
-    torch.testing.assert_close(at_real, hidden if low else whole_real)
-    torch.testing.assert_close(at_fake, hidden if low else whole_fake)
-    torch.testing.assert_close(watch.calls[1][0].detach(), hidden if low else whole_fake)
-
-
-def test_generator_and_critic_losses_by_hand() -> None:
-    ctx = context()
-    scores = torch.tensor([[2.0, 1.0], [0.5, -1.0], [0.0, 0.0], [3.0, 1.0]] + [[-2.0, 0.3]] * 4, dtype=torch.float64)
-    sp = lambda x: math.log1p(math.exp(x))  # noqa: E731
-    on_real, on_fake = scores[:4].flatten().tolist(), scores[4:].flatten().tolist()
-
-    plain = gan(ctx, Recorder(scores))
-    expected = sum(sp(-s) for s in on_real) / 8 + sum(sp(s) for s in on_fake) / 8
-    loss, logs = plain.critic_loss(roll(ctx).detach(), real(ctx))
-    assert loss.item() == pytest.approx(expected, rel=1e-9)
-    assert float(logs["real"]) == pytest.approx(sum(1 / (1 + math.exp(-s)) for s in on_real) / 8)
-    assert float(logs["fake"]) == pytest.approx(sum(1 / (1 + math.exp(-s)) for s in on_fake) / 8)
-    generator, _ = plain.generator(roll(ctx))
-    assert generator.item() == pytest.approx(sum(sp(-s) for s in on_real) / 8, rel=1e-9)
-
-    hinge = gan(ctx, Recorder(scores), loss="hinge")
-    loss, _ = hinge.critic_loss(roll(ctx).detach(), real(ctx))
-    assert loss.item() == pytest.approx((0 + 0 + 0.5 + 2 + 1 + 1 + 0 + 0) / 8 + (0 + 1.3) / 2, rel=1e-9)
-    generator, _ = hinge.generator(roll(ctx))
-    assert generator.item() == pytest.approx(-sum(on_real) / 8, rel=1e-9)
-
-
-def test_approximate_r1_of_a_linear_discriminator() -> None:
-    """D(x) = sum x: |D(x + n) - D(x)|^2 is the squared sum of the noise, n ~ N(0, (0.1 rms)^2), on real inputs only."""
-    ctx = context()
-    watch = Recorder()
-    seen = roll(ctx).detach()
-    without = gan(ctx, watch).critic_loss(replace(seen, rng=torch.Generator().manual_seed(4)), real(ctx))[0]
-    loss, logs = gan(ctx, watch, r1=3.0).critic_loss(replace(seen, rng=torch.Generator().manual_seed(4)), real(ctx))
-    noise = watch.calls[2][0] - watch.calls[1][0][:B]
-    expected = float(noise.flatten(1).sum(1).square().mean())
-    assert float(logs["r1"]) == pytest.approx(expected, rel=1e-6)
-    assert (loss - without).item() == pytest.approx(3 * expected, rel=1e-6)
-    rms = float(watch.calls[1][0][:B].square().mean().sqrt())
-    assert float(noise.square().mean().sqrt()) == pytest.approx(0.1 * rms, rel=0.15)
-    assert torch.equal(watch.calls[2][1], watch.calls[1][1][:B])
-
-
-def test_a_discriminator_needs_real_tokens() -> None:
-    ctx = context()
-    with pytest.raises(DataError, match="needs real tokens"):
-        gan(ctx).critic_loss(roll(ctx).detach(), Batch(real(ctx).cond))
 
 
 # Refusals
