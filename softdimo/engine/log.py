@@ -29,14 +29,14 @@ class Log:
             self._board = TensorBoardLogger(folder, name="tensorboard", version="")
 
     def resume(self, iteration: int) -> None:
-        """Keep the rows before `iteration` and drop the rest: they will be written again."""
+        """Keep the rows before `iteration` and drop the rest (also half of a row): they will be written again."""
         if not self.path.is_file():
             return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                values = {k: float(v) for k, v in row.items() if v}
-                if values.get("iteration", iteration) < iteration:
-                    self.rows.append(values)
+        text = self.path.read_bytes().decode("utf-8")
+        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
+            values = {k: float(v) for k, v in row.items() if v}
+            if values.get("iteration", iteration) < iteration:
+                self.rows.append(values)
         self._rewrite()
 
     def add(self, iteration: int, logs: Logs) -> dict[str, float] | None:
