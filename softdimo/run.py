@@ -17,7 +17,7 @@ from softdimo.build import PRODUCT, Components
 from softdimo.engine.algorithm import Algorithm
 from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
-from softdimo.errors import CheckpointError, RecipeError, WeightsError
+from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
 from softdimo.files import write_json
 from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import cache_name, training_hash
@@ -160,6 +160,10 @@ def run(
         whole = _in_folder(loaded, folder, session, resume, fresh)
         if whole and session.fabric.is_global_zero:
             write_json(folder.path / "timing.json", {"seconds": round(time.monotonic() - began, 1)})
+    except KeyboardInterrupt as stop:  # outside training, which saves first and says so itself
+        raise Interrupted(
+            f"stopped; {folder.path} keeps what is done. Run the same command with --resume to go on"
+        ) from stop
     finally:
         folder.release()
     return folder.path

@@ -17,7 +17,6 @@ import torch
 from softdimo import recipe as recipes
 from softdimo import run as running
 from softdimo.build import PRODUCT
-from softdimo.cli.main import main
 from softdimo.engine import checkpoint
 from softdimo.engine.algorithm import Distillation
 from softdimo.engine.train import Training
@@ -26,7 +25,6 @@ from softdimo.files import read_weights, sha256
 from softdimo.folder import RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
-from softdimo_plugins.data import digits
 from tests import tiny
 
 ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")
@@ -279,48 +277,3 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write in .*file/run: Not a directory"):
         running.run(load(folder, "dimo"), tmp_path / "file" / "run")
-
-
-# Faults reach the command line as one message and an exit code
-
-
-def cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    code = main([str(a) for a in (*arguments, *(ALONE if arguments[0] == "run" else ()))])
-    out = capsys.readouterr()
-    assert "Traceback" not in out.out + out.err
-    return code, out.err
-
-
-def test_a_wrong_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "wrong.yaml"
-    file.write_text(tiny.JUDGE.replace("iterations", "iteration"), encoding="utf-8")
-    code, said = cli(capsys, "run", file)
-    assert code == 2
-    assert f"{file}:4:" in said
-    assert "did you mean `iterations`" in said
-    assert cli(capsys, "run", tmp_path / "absent.yaml")[0] == 2
-
-
-def test_missing_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    absent = tmp_path / "absent.safetensors"
-    code, said = cli(capsys, "run", folder / "teacher.yaml", "--out", tmp_path / "r", f"tokenizer.weights={absent}")
-    assert code == 3
-    assert said.startswith(f"error: no weights at {absent}; give")
-
-
-def test_a_broken_data_package(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(digits, "package_file", lambda *a: b"\x1f\x8b\x08 not gzip")
-    code, said = cli(capsys, "run", folder / "judge.yaml", "--out", tmp_path / "r")
-    assert code == 3
-    assert said.startswith("error: digits.csv.gz is damaged")
-
-
-def test_a_training_that_explodes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wild = ("train.player.optimizer.lr=1e30", "train.player.clip=null", "train.iterations=20")
-    code, said = cli(capsys, "run", folder / "judge.yaml", "--out", tmp_path / "r", *wild)
-    assert code == 4
-    assert "at iteration" in said
-    assert "no checkpoint was written yet" in said
-    assert not (tmp_path / "r" / PRODUCT).exists()
