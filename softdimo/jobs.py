@@ -86,18 +86,15 @@ def plan(
 
     Those that most others wait for come first.
     """
-    others = needed(loaded)
-    jobs = [
-        Job(
-            key, ["ensure", need.ref.recipe, str(runs), *need.ref.overrides], need.needs - cached, need.loaded.path.stem
-        )
-        for key, need in others.items()
-        if key not in cached
-    ]
-    resolved = str(folder / RECIPE)
+    others, resolved = needed(loaded), str(folder / RECIPE)
+    jobs = []
     if loaded.recipe.train is not None and not trained:
         needs = set(for_training(loaded.recipe)) - cached
         jobs.append(Job("train", ["train", resolved, str(folder)], needs, "this run"))
+    for key, need in others.items():
+        if key not in cached:
+            arguments = ["ensure", need.ref.recipe, str(runs), *need.ref.overrides]
+            jobs.append(Job(key, arguments, need.needs - cached, need.loaded.path.stem))
     if loaded.recipe.eval is not None and not measured:
         table, players = loaded.recipe.eval, measure.needed_to_refuse(loaded)
         for rows in _shares(loaded.recipe, table.rows, workers):
