@@ -27,6 +27,12 @@ def section(path: Path) -> str:
         "in training."
     )
     lines += ["", markdown_table(evaluation), ""]
+    lines.append(
+        "`real halves` is the floor: disjoint halves of the training images against each other, all there are. The "
+        "accuracy of the real rows is that of the judge itself. Teacher rows: the best guidance found by "
+        "`benchmarks/guidance.py`."
+    )
+    lines.append("")
     if "search" in result:
         lines += [
             f"Test-time search with the student, {result['search']['conditions']} conditions:",
@@ -35,9 +41,9 @@ def section(path: Path) -> str:
             "|---|---|---|---|",
         ]
         for method in result["search"]["methods"]:
-            held_out = ", ".join(f"{name} {value:.3f}" for name, value in method["held_out"].items())
-            sem = f" ± {method['score_sem']:.3f}" if method["score_sem"] is not None else ""
-            lines.append(f"| {method['name']} | {method['passes']:g} | {method['score_mean']:.3f}{sem} | {held_out} |")
+            held_out = ", ".join(f"{name} {value:.4f}" for name, value in method["held_out"].items())
+            sem = f" ± {method['score_sem']:.4f}" if method["score_sem"] is not None else ""
+            lines.append(f"| {method['name']} | {method['passes']:g} | {method['score_mean']:.4f}{sem} | {held_out} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -109,11 +109,13 @@ def markdown_table(evaluation: Mapping[str, Any] | Path) -> str:
     made = Table(json.loads(evaluation.read_text("utf-8")) if isinstance(evaluation, Path) else evaluation)
     names = made.metrics
     leading = {name: made.leading(name) for name in names}
-    lines = ["| | passes | " + " | ".join(label(n) for n in names) + " |", "|---|--:|" + "--:|" * len(names)]
+    lines = ["| | n | passes | " + " | ".join(label(n) for n in names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
     for i, row in enumerate(made.rows):
         cells = [made.cell(row, n) for n in names]
         bold = [f"**{c}**" if i in leading[n] else c for n, c in zip(names, cells, strict=True)]
-        lines.append(f"| {_plain(row.get('name', ''))} | {passes(row)} | " + " | ".join(bold) + " |")
+        lines.append(
+            f"| {_plain(row.get('name', ''))} | {row.get('n', '–')} | {passes(row)} | " + " | ".join(bold) + " |"
+        )
     return "\n".join([*lines, "", made.caption()])
 
 

@@ -20,10 +20,10 @@ def test_direction_of_metrics(name: str, low: bool) -> None:
 
 def test_markdown_has_every_row_and_number() -> None:
     lines = markdown_table(evaluation()).splitlines()
-    assert lines[0].startswith("| | passes | Fréchet distance ↓ | Inception score ↑ | accuracy ↑ |")
+    assert lines[0].startswith("| | n | passes | Fréchet distance ↓ | Inception score ↑ | accuracy ↑ |")
     assert len(lines) == 2 + len(evaluation()["rows"]) + 2
-    assert "| Soft-Di[M]O | 1 | 9.4 ± 0.3 | **8.53 ± 0.07** | **0.958 ± 0.006** |" in lines[10]
-    assert "| real held out | – | 1.2 | 8.94 | 0.971 |" in lines[2]
+    assert "| Soft-Di[M]O | 1000 | 1 | 9.4 ± 0.3 | **8.53 ± 0.07** | **0.958 ± 0.006** |" in lines[10]
+    assert "| real held out | 1000 | – | 1.2 | 8.94 | 0.971 |" in lines[2]
     assert lines[-1].startswith("1000 samples per row; ± standard deviation of the 3 seeds' shares")
 
 
@@ -36,7 +36,7 @@ def test_names_cannot_break_the_table() -> None:
     made = evaluation()
     made["rows"] = [row("a | b\n<img src=x>", "student", 1, 3.0, 0.5)]
     line = markdown_table(made).splitlines()[2]
-    assert line.startswith("| a \\| b &lt;img src=x> | 1 |")
+    assert line.startswith("| a \\| b &lt;img src=x> | 1000 | 1 |")
     assert "<img" not in html_table(made)
 
 
@@ -63,7 +63,7 @@ def test_numbers_that_are_missing_are_dashes() -> None:
 def test_a_single_seed_shows_no_deviation() -> None:
     made = {"samples": 10, "seeds": [0], "rows": [{"name": "a", "of": "student", "passes": 1,
             "metrics": {"fd": {"value": 3.14159, "sd": None, "values": [3.14159]}}}]}  # fmt: skip
-    assert "| a | 1 | 3.14 |" in markdown_table(made)
+    assert "| a | – | 1 | 3.14 |" in markdown_table(made)
     assert "±" not in markdown_table(made)
 
 
