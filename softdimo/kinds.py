@@ -310,11 +310,3 @@ class Data(ABC):
     def fingerprint(self) -> str:
         """Identifies the data's content (a hash), for provenance and caches."""
         return f"{type(self).__name__}:{len(self.source('train'))}"
-
-
-def typed(kind: str) -> type:
-    """The class or protocol of a kind (used by messages and contract checks)."""
-    return {
-        "teacher": Teacher, "tokenizer": Tokenizer, "features": Features, "loss": Term, "discriminator": Discriminator,
-        "reward": Reward, "sampler": Sampler, "search": Search, "metric": Metric, "data": Data,
-    }[kind]  # fmt: skip
