@@ -176,7 +176,7 @@ class Hardware(Settings):
     """`ddp`: one replica per device, gradients averaged. `auto` takes it when there are several devices."""
     num_nodes: Count = 1
     """Machines."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     """Precision of the networks; divergences are computed in float32 regardless."""
     threads: Count | None = None
     """CPU threads; torch's choice when null."""
