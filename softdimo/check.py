@@ -190,8 +190,6 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
     tokens = len(parts.data.source("train")) * parts.tokens.units * 2 if parts.tokens is not None else 0
     device, free = memory.available(recipe.hardware.accelerator)
     notes = [f"{p.name}: {p.unknown}" for p in phases if p.unknown]
-    if str(recipe.hardware.strategy) == "fsdp2":
-        notes.append(f"fsdp2 shards weights, gradients and optimizer state over {recipe.hardware.devices} devices")
     return Estimate(shares, phases, memory.held(parts.data) + tokens, device, free, notes)
 
 

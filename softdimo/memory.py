@@ -14,10 +14,8 @@ from torch.overrides import TorchFunctionMode
 from softdimo.kinds import Cond, Discriminator, Teacher, Term, Tokenizer
 from softdimo.spec import Player
 
-WIDTH = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "64-true": 8}
+WIDTH = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2, "64-true": 8}
 """Bytes of a weight, by `hardware.precision`."""
-HALF = ("bf16-mixed", "16-mixed")
-"""Precisions whose activations take half of what they take in float32."""
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "exponential_", "bernoulli_", "random_", "erfinv_",
           "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}  # fmt: skip
 LOGITS = 3.5
@@ -114,7 +112,7 @@ def student_phases(
     alive count; what an allocator keeps on top does not.
     """
     frozen = [net for net in (teacher, tokenizer) if net is not None]
-    half = 0.5 if precision in HALF else 1.0
+    half = 0.5 if precision == "bf16-mixed" else 1.0
     B, s = len(cond), student.shape
     z = B * s.L * s.G * s.V * 4
     e = torch.empty(B, s.L, student.width, device="meta")

@@ -31,7 +31,7 @@ def test_shares_of_a_trained_network() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "optimizer", "wanted"),
-    [("bf16-true", Optimizer(), (30, 30, 60)), ("16-mixed", Optimizer(name="adamw"), (60, 60, 120)),
+    [("bf16-true", Optimizer(), (30, 30, 60)), ("bf16-mixed", Optimizer(name="adamw"), (60, 60, 120)),
      ("64-true", Optimizer(name="sgd"), (120, 120, 0)), ("32-true", Optimizer(name="sgd", momentum=0.9), (60, 60, 60))],
 )  # fmt: skip
 def test_precision_and_optimizer_decide(precision: str, optimizer: Optimizer, wanted: tuple[int, ...]) -> None:
