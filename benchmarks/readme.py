@@ -29,8 +29,8 @@ def section(path: Path) -> str:
     lines += ["", markdown_table(evaluation), ""]
     lines.append(
         "`real halves` is the floor: disjoint halves of the training images against each other, all there are. The "
-        "accuracy of the real rows is that of the judge itself. Teacher rows: the best guidance found by "
-        "`benchmarks/guidance.py`."
+        "accuracy of the real rows is that of the judge itself. The teacher's guidance was swept for the random order "
+        "by `benchmarks/guidance.py`."
     )
     lines.append("")
     if "search" in result:
