@@ -26,7 +26,16 @@ def shell(block: str) -> list[list[str]]:
             if words[:1] == ["softdimo"]:
                 out.append([sys.executable, "-m", *words, *(["--smoke"] if words[1] == "run" else [])])
             elif words[:3] == ["pip", "install", "-e"]:
-                install = ["pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", f"./{words[3]}"]
+                install = [
+                    "pip",
+                    "install",
+                    "-q",
+                    "--no-deps",
+                    "--no-build-isolation",
+                    "--target",
+                    "site",
+                    f"./{words[3]}",
+                ]
                 out.append([sys.executable, "-m", *install])
     return out
 
