@@ -16,6 +16,7 @@ def collect(run: Path) -> Path:
         for name in ("lock", "eval", "search", "timing")
         if (run / f"{name}.json").is_file()
     }
+    out.get("lock", {}).pop("command", None)  # it may name folders of the machine
     target = RESULTS / f"{run.name}.json"
     target.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
     return target
