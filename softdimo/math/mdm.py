@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from softdimo.shapes import Mask, Tokens
 
 
-def remask(tokens: Tokens, net: Teacher, schedule: Schedule, rng: torch.Generator) -> tuple[Mask, Tokens]:
-    """Forward process: a mask with t ~ U[0, 1], ratio from the schedule, exact count; and the masked tokens x_t."""
-    ratio = sample_ratio(schedule, len(tokens), rng, tokens.device)
+def remask(
+    tokens: Tokens, net: Teacher, schedule: Schedule, rng: torch.Generator, within: tuple[float, float] = (0.0, 1.0)
+) -> tuple[Mask, Tokens]:
+    """Forward process: a mask with t ~ U[0, 1], ratio from the schedule, exact count; and the masked tokens x_t.
+
+    Ratios outside `within` become its nearer end.
+    """
+    ratio = sample_ratio(schedule, len(tokens), rng, tokens.device).clamp(*within)
     mask = exact_count_mask(ratio, net.shape, rng)
     return mask, apply_mask(tokens, mask, net.shape.V)
 

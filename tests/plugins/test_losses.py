@@ -289,3 +289,28 @@ def test_terms_do_not_touch_the_teacher() -> None:
             term.critic_loss(seen.detach(), real(ctx))[0].backward()
     assert all(p.grad is None for p in ctx.teacher.parameters())
     assert all(torch.equal(v, before[k]) for k, v in ctx.teacher.state_dict().items())
+
+
+# Mask ratios within a range
+
+
+@pytest.mark.parametrize("share_t", [False, True])
+def test_dimo_keeps_mask_ratios_within_the_range(share_t: bool) -> None:
+    ctx = context()
+    term = dimo(ctx, ratios=(0.5, 0.5), share_t=share_t)
+    seen = roll(ctx)
+    loss, _ = term.generator(seen)
+    touched = gradient(loss, seen).abs().sum(-1) > 0
+    units = touched[0].numel()
+    assert touched.sum((1, 2)).tolist() == [round(0.5 * units)] * B
+    masked: list[int] = []
+    embed = term.auxiliary.embed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(term.auxiliary, "embed", lambda t: masked.append(int((t == ctx.tokens.V).sum())) or embed(t))
+        term.critic_loss(seen.detach(), real(ctx))
+    assert masked == ([] if share_t else [B * round(0.5 * units)])
+
+
+def test_a_range_of_mask_ratios_is_ordered() -> None:
+    with pytest.raises(ValueError, match="write the lower end first"):
+        DiMO(use="dimo", name="dimo", ratios=(0.9, 0.1))

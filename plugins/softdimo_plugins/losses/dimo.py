@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 
 from softdimo.errors import PluginError
@@ -15,8 +16,15 @@ from softdimo.math.mdm import mdm_loss, remask
 from softdimo.math.precision import wide
 from softdimo.math.rollout import Roll
 from softdimo.math.schedules import Schedule, progress_at
-from softdimo.shapes import Mask, PerSample
+from softdimo.shapes import Mask, PerSample, Tokens, UnitLogits
 from softdimo.spec import Fraction, LossSpec, Player
+
+
+def ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    """The two ends of a range, the lower one first; ValueError otherwise."""
+    if ends[0] > ends[1]:
+        raise ValueError(f"the range starts at {ends[0]:g} and ends at {ends[1]:g}; write the lower end first")
+    return ends
 
 
 class DiMO(LossSpec):
@@ -35,32 +43,53 @@ class DiMO(LossSpec):
     """Guidance of the teacher, z_u + s (z_c - z_u); with a ramp, s follows the mask ratio's progress."""
     schedule: Schedule | None = None
     """Mask schedule of t; the teacher's when null."""
+    ratios: Annotated[tuple[Fraction, Fraction], AfterValidator(ordered)] = (0.0, 1.0)
+    """Mask ratios of x_t are kept within (Meissonic's code: 0.02 and 0.98). Equal ends: one ratio, for ablations."""
+    auxiliary: Literal["copy", "none"] = "copy"
+    """psi: a trainable copy of the teacher, or `none`: the student itself at x_t, without gradient (an ablation)."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of psi's cross-entropy (the public code: 0.1, as its teacher was trained)."""
     share_t: bool = False
     """One re-masked sequence for both updates: 8 network passes instead of 9."""
-    player: Player = Player()
-    """How psi trains."""
+    player: Player | None = Player()
+    """How psi trains; null when there is none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_player_without_psi(cls, value: Any) -> Any:
+        return value | {"player": None} if isinstance(value, dict) and value.get("auxiliary") == "none" else value
+
+    @model_validator(mode="after")
+    def _of_psi(self) -> Self:
+        if self.auxiliary == "none" and (self.share_t or self.label_smoothing):
+            name = "share_t" if self.share_t else "label_smoothing"
+            raise ValueError(f"{name} is about training psi, and with auxiliary: none there is no psi; remove it")
+        if self.auxiliary != "none" and self.player is None:
+            raise ValueError("psi trains, so it needs a player; give its settings, or auxiliary: none")
+        return self
 
     def passes(self) -> dict[str, float]:
         """Teacher (twice when guided), psi queried for g, psi trained; `share_t` queries and trains in one pass."""
         scales = {self.guidance.scale} | ({self.guidance.start} if self.guidance.ramp != "constant" else set())
         teacher = {"teacher at x_t": 1.0 if scales == {1.0} else 2.0}
+        if self.player is None:
+            return teacher | {"student at x_t": 1.0}
         if self.share_t:
             return teacher | {"auxiliary, queried and trained": 3.0}
         return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": 3.0 / self.player.every}
 
     def build(self, context: Context) -> DiMOTerm:
-        """The term, with psi a trainable copy of the teacher."""
+        """The term, with its psi."""
         if context.teacher is None:
             raise PluginError("the loss `dimo` needs a teacher: add a `teacher:` section to the recipe")
-        return DiMOTerm(self, context.teacher, context.copy_teacher(), context.schedule)
+        psi = None if self.auxiliary == "none" else context.copy_teacher()
+        return DiMOTerm(self, context.teacher, psi, context.schedule)
 
 
 class DiMOTerm:
-    """L_DiMO and the auxiliary model psi that it owns."""
+    """L_DiMO and the auxiliary model psi that it owns; None where the student stands in for it."""
 
-    def __init__(self, spec: DiMO, teacher: Teacher, auxiliary: nn.Module, schedule: Schedule) -> None:
+    def __init__(self, spec: DiMO, teacher: Teacher, auxiliary: nn.Module | None, schedule: Schedule) -> None:
         self.spec, self.teacher, self.player = spec, teacher, spec.player
         self.schedule: Schedule = spec.schedule or schedule
         self.shares_forward = spec.share_t
@@ -75,10 +104,9 @@ class DiMOTerm:
     def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
         """<z_theta(x_init), g(x_t)> at masked units, g = grad D(p_phi || p_psi), so that d loss / d z = g / B."""
         spec = self.spec
-        mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng)
-        psi = self.auxiliary.eval()
+        mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng, spec.ratios)
         with torch.set_grad_enabled(spec.share_t):
-            aux = wide(psi(psi.embed(x_t), roll.cond, at=mask).logits)
+            aux = self._query(roll, x_t, mask)
         if spec.share_t:
             roll.shared[spec.name] = (aux, roll.tokens[mask])
         with torch.no_grad():
@@ -96,6 +124,13 @@ class DiMOTerm:
             "teacher_entropy": entropy(q).mean(),
         }
 
+    def _query(self, roll: Roll, x_t: Tokens, mask: Mask) -> UnitLogits:
+        """psi's logits at the masked units of x_t [N V]; the student's own where there is no psi."""
+        if self.critic is None:
+            return roll.student_at(x_t, mask)
+        psi = self.auxiliary.eval()
+        return wide(psi(psi.embed(x_t), roll.cond, at=mask).logits)
+
     def _scale(self, mask: Mask) -> float | PerSample:
         """Guidance scale s, of each sample's mask ratio when it is ramped."""
         if self.spec.guidance.ramp == "constant":
@@ -109,7 +144,7 @@ class DiMOTerm:
             logits, target = roll.shared.pop(self.spec.name)
             loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.spec.label_smoothing)
         else:
-            mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng)
+            mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng, self.spec.ratios)
             loss, _ = mdm_loss(psi, x_t, roll.tokens, mask, roll.cond, self.spec.label_smoothing)
         return loss, {"auxiliary_ce": loss.detach()}
 
