@@ -105,6 +105,13 @@ class Teacher(nn.Module, ABC):
         """Prefixes of the parameters that student and auxiliary keep from the teacher (embedding tables, biases)."""
         return ()
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The repeated blocks, in the order in which `forward` calls them; without any, the network is one block.
+
+        Each is compiled, recomputed in the backward pass, or sharded by itself; `forward` calls them as modules.
+        """
+        return ()
+
 
 class Tokenizer(nn.Module, ABC):
     """Codes <-> pixels; `decode` and `decode_soft` agree at one-hot and are differentiable."""

@@ -193,6 +193,10 @@ class ${cls}Net(Teacher):
     def table_rms(self) -> Tensor:
         """Root mean square of the table."""
         return self.table.detach().square().mean().sqrt()
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return tuple(self.blocks)
 '''
 
 _BODY = {"reward": _REWARD, "loss": _LOSS, "teacher": _TEACHER}

@@ -77,6 +77,10 @@ class TinyTeacher(Teacher):
         """RMS of the table."""
         return self.table.detach().square().mean().sqrt()
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The mixing layers."""
+        return tuple(self.mix)
+
 
 class TinyTokenizer(Tokenizer):
     """4 x 4 patches, a linear code per group: for tests only."""
@@ -227,6 +231,8 @@ def check_teacher(teacher: Teacher, classes: int = 3) -> None:
     names = [name for name, _ in teacher.named_parameters()]
     for prefix in teacher.frozen():
         _need(any(n.startswith(prefix) for n in names), f"frozen() names `{prefix}`, but no parameter starts with it")
+    inside = {id(m) for m in teacher.modules()} - {id(teacher)}
+    _need(all(id(layer) in inside for layer in teacher.layers()), "layers() names modules inside the network")
     _near(copy.deepcopy(teacher)(e, cond).logits, logits, "a deep copy must compute the same")
 
 

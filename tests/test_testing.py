@@ -112,6 +112,8 @@ def test_teachers():
             s, e + e.mean(0), c, at, features)))  # fmt: skip
     with refused("frozen"):
         testing.check_teacher(teacher(frozen=lambda s: ("tables",)))
+    with refused(r"layers\(\) names modules"):
+        testing.check_teacher(teacher(layers=lambda s: (nn.Linear(1, 1),)))
     with refused("graph is cut"):
         testing.check_teacher(teacher(forward=lambda s, e, c, at=None, features=(): TinyTeacher.forward(
             s, e, c, at, features)._replace(logits=TinyTeacher.forward(s, e, c, at).logits.detach())))  # fmt: skip

@@ -81,10 +81,10 @@ class Training:
         return Player(name, module, self.settings.player, self.settings.iterations, self.fabric)
 
     def _compile(self, net: nn.Module) -> None:
-        """torch.compile, block by block where there are blocks (short compile times, one graph for all of them)."""
+        """torch.compile, layer by layer where a teacher names them (short compile times, one graph for all of them)."""
         if self.parts.recipe.hardware.compile:
-            for block in getattr(net, "blocks", None) or [net]:
-                block.compile()
+            for layer in (net.layers() if isinstance(net, Teacher) else ()) or [net]:
+                layer.compile()
 
     def _ema(self, module: nn.Module) -> EMA:
         return EMA(module, self.settings.ema.half_lives, self.settings.ema.warmup)

@@ -114,6 +114,12 @@ def test_features_are_the_outputs_of_the_blocks():
     assert not torch.equal(net(e, cond, features=(0,)).features[0], out.features[0])
 
 
+def test_the_layers_are_the_blocks_in_order():
+    net = make()
+    assert [type(layer).__name__ for layer in net.layers()] == ["Block"] * 3
+    assert all(a is b for a, b in zip(net.layers(), net.blocks, strict=True))
+
+
 @pytest.mark.parametrize("index", [3, -1])
 def test_features_of_blocks_that_are_not_there(index):
     net = make()

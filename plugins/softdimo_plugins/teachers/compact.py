@@ -181,3 +181,7 @@ class CompactTeacher(Teacher):
     def frozen(self) -> tuple[str, ...]:
         """Embedding tables (and with them the tied head), positions, output bias."""
         return "table", "positions", "output_bias"
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer blocks."""
+        return tuple(self.blocks)
