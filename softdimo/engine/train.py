@@ -48,7 +48,7 @@ class Training:
         """Train and write the product; returns its path."""
         settings, seed = self.settings, self.parts.recipe.seed
         rng = torch.Generator(self.fabric.device).manual_seed(seed * 1_000_003 + self.fabric.global_rank)
-        algorithm, stream = self._algorithm(rng), self._stream()
+        algorithm, stream = self.algorithm(rng), self.stream()
         seed_all(seed + self.fabric.global_rank)  # last: other recipes may have been trained on the way here
         loop = Loop(
             algorithm=algorithm,
@@ -70,7 +70,8 @@ class Training:
         loop.run(resume)
         return self._export(algorithm)
 
-    def _stream(self) -> Cursor:
+    def stream(self) -> Cursor:
+        """This rank's batches of the training split."""
         images = self.settings.network in ("tokenizer", "features")
         data = self.parts.data if images else self.parts.tokenized
         return data.stream(
@@ -89,7 +90,8 @@ class Training:
     def _ema(self, module: nn.Module) -> EMA:
         return EMA(module, self.settings.ema.half_lives, self.settings.ema.warmup)
 
-    def _algorithm(self, rng: torch.Generator) -> Algorithm:
+    def algorithm(self, rng: torch.Generator) -> Algorithm:
+        """What the recipe trains, with its networks and players, before the first iteration."""
         settings, recipe, parts = self.settings, self.parts.recipe, self.parts
         if settings.network == "student":
             return self._distillation(rng)
