@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from softdimo.math.soft import Relaxation
 
 if TYPE_CHECKING:
     from softdimo.kinds import Cond, Teacher, Tokenizer
-    from softdimo.shapes import Embedding, Image, Logits, Probs, Tokens
+    from softdimo.shapes import Embedding, Image, Logits, Mask, Probs, Tokens, UnitLogits
 
 
 def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
@@ -26,7 +27,8 @@ def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass
 class Roll:
-    """One batch of student output. Terms see the student through `logits` only; everything else derives from it.
+    """One batch of student output. Terms reach the student's weights through `logits` only: all else derives from it,
+    except `student_at`, which has no gradient.
 
     In the generator's turn `logits` is a leaf that requires grad: each term's gradient there is taken separately,
     weighted, summed, and back-propagated through the student once.
@@ -42,6 +44,8 @@ class Roll:
     """x_theta ~ Cat(softmax z_theta), no gradient."""
     rng: torch.Generator
     relaxation: Relaxation
+    student_at: Callable[[Tokens, Mask], UnitLogits]
+    """The student's logits [N V] at the masked units of other tokens x_t, without gradient: one more pass."""
     tokenizer: Tokenizer | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     """What a term keeps from its generator loss for its critic loss in the same iteration."""
@@ -87,7 +91,12 @@ def rollout(
     leaf = wide(z.detach()).requires_grad_(z.requires_grad)
     with torch.no_grad():
         tokens = categorical(leaf, rng)
-    return Roll(cond, x_init, e_init, leaf, tokens, rng, relaxation or Relaxation(), tokenizer), z
+
+    @torch.no_grad()
+    def student_at(x_t: Tokens, mask: Mask) -> UnitLogits:
+        return wide(net(net.embed(x_t), cond, at=mask).logits)
+
+    return Roll(cond, x_init, e_init, leaf, tokens, rng, relaxation or Relaxation(), student_at, tokenizer), z
 
 
 def generate(net: Teacher, cond: Cond, init: Init, rng: torch.Generator, temperature: float = 1.0) -> Tokens:
