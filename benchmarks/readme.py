@@ -1,64 +1,104 @@
-"""Write the README's results from benchmarks/results: `python benchmarks/readme.py` (`--check` only compares)."""
+"""Write the README's results and benchmarks/README.md from benchmarks/results: `python benchmarks/readme.py`.
+
+`--check` only compares.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from softdimo.report.table import markdown_table
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+JOB, LONG = "animals_softdimo", "animals_softdimo_long"
 
 
-def section(path: Path) -> str:
-    """One run: its command, its table, its search."""
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    lock, evaluation = result["lock"], result["eval"]
-    lines = [f"`softdimo run recipes/{path.stem}.yaml`"]
-    if "timing" in result:
-        lines[0] += f", {result['timing']['seconds'] / 60:.1f} minutes on {lock['cpus']} cores"
-    lines[0] += (
-        f" (softdimo {lock['softdimo']} at {lock['git']}, torch {lock['distributions']['torch']}). "
-        f"{evaluation['samples']} images a row; ± is the standard deviation of the {len(evaluation['seeds'])} sampling "
-        f"seeds' own values. Evaluator {evaluation['evaluator_hash'][:12]}: its feature network and judge took no part "
-        "in training."
-    )
-    lines += ["", markdown_table(evaluation), ""]
-    lines.append(
-        "`real halves` is the floor: disjoint halves of the training images against each other, all there are. The "
-        "accuracy of the real rows is that of the judge itself. The teacher's guidance was swept for the random order "
-        "by `benchmarks/guidance.py`."
-    )
-    lines.append("")
-    if "search" in result:
-        lines += [
-            f"Test-time search with the student, {result['search']['conditions']} conditions:",
-            "",
-            "| method | forward-equivalents | optimized reward | held-out reward |",
-            "|---|---|---|---|",
+def load(name: str) -> dict[str, Any]:
+    """One file of results/."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def short() -> str:
+    """What the README shows."""
+    job, long = load(JOB), load(LONG)
+    parts = [
+        tables.run_line(JOB, job),
+        tables.rows(job, tables.MAIN),
+        tables.search(job),
+        tables.run_line(LONG, long),
+        tables.seeds(long),
+    ]
+    return "\n\n".join(parts)
+
+
+def whole() -> str:
+    """benchmarks/README.md: every table, and the command that makes it."""
+    job, long = load(JOB), load(LONG)
+    parts = [
+        "# Measurements\n\nEvery table on this page is made by `python benchmarks/readme.py` from `results/*.json`, "
+        "and every one of those files by the command that stands above its table.",
+        "## The main job\n\n" + tables.run_line(JOB, job),
+        tables.rows(job),
+        tables.search(job),
+        "## The long recipe\n\n" + tables.run_line(LONG, long),
+        tables.seeds(long),
+        tables.rows(long),
+        "The teacher's guidance was swept by `benchmarks/guidance.py`: `results/guidance/`.",
+    ]
+    for name, section in SECTIONS:
+        if (RESULTS / f"{name}.json").is_file():
+            parts.append(section(load(name)))
+    return "\n\n".join(parts) + "\n"
+
+
+def ablations(result: dict[str, Any]) -> str:
+    """Three ablations."""
+    one = result["r_init"]
+    return "\n\n".join(
+        [
+            "## Ablations\n\n`python benchmarks/ablations.py RUNS` ("
+            + tables.made_by(result)
+            + f"): 400 iterations of "
+            f"Di[M]O on the animals job, {one['samples']} images a row, ± over {len(one['seeds'])} sampling seeds, one "
+            "training seed.",
+            "![Four panels: Fréchet distance over r_init, with and without an auxiliary, agreement of gradients, one "
+            "mask ratio only](results/ablations.png)",
+            "r_init, the fraction of mask tokens in x_init:",
+            tables.ablation(result, "r_init"),
+            "The auxiliary model. Time is that of one iteration on one thread, all variants in turns; state is what "
+            "training adds to the frozen teacher: weights, gradients, Adam's averages.",
+            tables.ablation(result, "auxiliary"),
+            "The consistency assumption: Di[M]O takes the student's Jacobian at x_init instead of x_t. Students that "
+            "were trained with re-masked states of one mask ratio only:",
+            tables.ablation(result, "consistency"),
         ]
-        for method in result["search"]["methods"]:
-            held_out = ", ".join(f"{name} {value:.4f}" for name, value in method["held_out"].items())
-            sem = f" ± {method['score_sem']:.4f}" if method["score_sem"] is not None else ""
-            lines.append(f"| {method['name']} | {method['passes']:g} | {method['score_mean']:.4f}{sem} | {held_out} |")
-        lines.append("")
-    return "\n".join(lines)
+    )
+
+
+SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("ablations", ablations)]
+"""Benchmarks beside the two runs, in the order of the page."""
 
 
 def rewritten(readme: str) -> str:
     """The README with its results block made anew."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = "\n".join(section(p) for p in sorted((ROOT / "benchmarks" / "results").glob("*.json")))
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+    return f"{before}{BEGIN}\n{short()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    target = ROOT / "README.md"
-    text = target.read_text(encoding="utf-8")
+    readme, page = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+    wanted = {readme: rewritten(readme.read_text(encoding="utf-8")), page: whole()}
+    stale = [p.name for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
-        sys.exit(0 if text == rewritten(text) else "README.md is stale: run `python benchmarks/readme.py`")
-    target.write_text(rewritten(text), encoding="utf-8")
+        sys.exit(f"stale: {', '.join(stale)}; run `python benchmarks/readme.py`" if stale else 0)
+    for target, text in wanted.items():
+        target.write_text(text, encoding="utf-8")

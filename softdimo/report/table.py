@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,13 @@ class Table:
         return digits_of(statistics.median(spreads))
 
 
-def markdown_table(evaluation: Mapping[str, Any] | Path) -> str:
-    """`eval.json` (its content or its path) as a Markdown table with a caption line; the leading numbers are bold."""
+def markdown_table(evaluation: Mapping[str, Any] | Path, metrics: Sequence[str] = ()) -> str:
+    """`eval.json` (its content or its path) as a Markdown table with a caption line; the leading numbers are bold.
+
+    `metrics` chooses columns; all of them when empty.
+    """
     made = Table(json.loads(evaluation.read_text("utf-8")) if isinstance(evaluation, Path) else evaluation)
-    names = made.metrics
+    names = [n for n in metrics if n in made.metrics] if metrics else made.metrics
     leading = {name: made.leading(name) for name in names}
     lines = ["| | n | passes | " + " | ".join(label(n) for n in names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
     for i, row in enumerate(made.rows):

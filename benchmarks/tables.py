@@ -1,0 +1,105 @@
+"""Results as Markdown: each function renders one file of results/, for the README or for benchmarks/README.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from softdimo.report.table import Table, markdown_table
+
+Result = Mapping[str, Any]
+MAIN = ("fd", "recall", "density", "coverage", "accuracy")
+"""Metrics of the README's table; benchmarks/README.md has all."""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(str(c) for c in row) + " |" for row in rows)])
+
+
+def made_by(result: Result) -> str:
+    """`softdimo 0.1.0 at 1234, torch 2.14` of a benchmark."""
+    found = result["provenance"]
+    return f"softdimo {found['softdimo']} at {found['git']}, torch {found['distributions']['torch']}"
+
+
+def run_line(name: str, result: Result) -> str:
+    """What was run, for how long, and by whom it was judged."""
+    lock, evaluation = result["lock"], result["eval"]
+    seconds = result.get("timing", {}).get("seconds")
+    took = f", {seconds / 60:.1f} minutes on {lock['cpus']} cores" if seconds else ""
+    return (
+        f"`softdimo run recipes/{name}.yaml`{took} (softdimo {lock['softdimo']} at {lock['git']}, "
+        f"torch {lock['distributions']['torch']}). Evaluator {evaluation['evaluator_hash'][:12]}: its feature network "
+        "and judge took no part in training."
+    )
+
+
+def rows(result: Result, metrics: Sequence[str] = ()) -> str:
+    """The table of metrics of one run, and what its rows of real images mean."""
+    return (
+        markdown_table(result["eval"], metrics)
+        + " `real halves` is the floor: disjoint halves of the training images against each other, all there are. The "
+        "accuracy of the real rows is the judge's own."
+    )
+
+
+def search(result: Result) -> str:
+    """Test-time search: compute, what was optimized, what was only watched."""
+    found = result["search"]
+    body = []
+    for m in found["methods"]:
+        sem = f" ± {m['score_sem']:.4f}" if m["score_sem"] is not None else ""
+        held = ", ".join(f"{v:.4f}" for v in m["held_out"].values())
+        body.append([m["name"], f"{m['passes']:g}", f"{m['score_mean']:.4f}{sem}", held])
+    heads = ["method", "forward-equivalents", "optimized reward", f"held-out reward ({', '.join(_held(found))})"]
+    return f"Test-time search with the student, {found['conditions']} conditions:\n\n{table(heads, body)}"
+
+
+def _held(found: Result) -> list[str]:
+    return list(found["methods"][0]["held_out"])
+
+
+def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:
+    """The long recipe: the best teacher row, and its students over training seeds (mean, standard deviation)."""
+    made = Table(result["eval"])
+    best = min(made.of("teacher"), key=lambda r: made.value(r, "fd"))
+    groups: dict[str, list[Result]] = {}
+    for row in made.of("student"):
+        groups.setdefault(row["name"].split(", training seed")[0], []).append(row)
+    labels = {"fd": "Fréchet distance ↓"}
+    body: list[list[object]] = [[f"best teacher row ({best['name'].removeprefix('teacher, ')})", f"{best['passes']:g}", "–"]]
+    body[0] += [made.cell(best, m) for m in metrics]
+    for name, members in groups.items():
+        line: list[object] = [name, 1, len(members)]
+        for m in metrics:
+            values = [made.value(r, m) for r in members]
+            spread = f" ± {statistics.stdev(values):.{2 if m == 'fd' else 3}f}" if len(values) > 1 else ""
+            line.append(f"{statistics.mean(values):.{2 if m == 'fd' else 3}f}{spread}")
+        body.append(line)
+    heads = ["", "passes", "training seeds", *(labels.get(m, f"{m} ↑") for m in metrics)]
+    return table(heads, body) + (
+        "\n\n± is the standard deviation over training seeds (over sampling seeds for the teacher); "
+        f"{result['eval']['samples']} images a row."
+    )
+
+
+def ablation(result: Result, name: str) -> str:
+    """One ablation's students."""
+    found = result[name]
+    costs = result["costs"] if name == "auxiliary" else {}
+    body = []
+    for r in found["rows"]:
+        cells = [f"{r[m]['value']:.3g} ± {r[m]['sd'] or 0:.2g}" for m in MAIN]
+        cost = costs.get(r["name"])
+        extra = [f"{cost['milliseconds']:.0f}", f"{cost['state_bytes'] / 2**20:.2f}"] if cost else []
+        body.append([r["name"], *cells, *extra])
+    heads = [
+        "",
+        "Fréchet distance ↓",
+        *(f"{m} ↑" for m in MAIN[1:]),
+        *(("ms/iteration", "state, MiB") if costs else ()),
+    ]
+    return table(heads, body)
