@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +34,7 @@ def evaluate_section(
     settings = parts.recipe.eval
     assert settings is not None
     product = product or folder / PRODUCT
-    rows = [_subject(row, parts, product) for row in settings.rows]
+    rows = [_subject(row, parts, product, loaded.smoke) for row in settings.rows]
 
     def metrics() -> Mapping[str, Metric]:
         made = {}
@@ -115,13 +116,16 @@ def student(parts: Components, weights: Weights | None, product: Path) -> Teache
     return net
 
 
-def _subject(row: Row, parts: Components, product: Path) -> Subject:
+def _subject(row: Row, parts: Components, product: Path, smoke: bool) -> Subject:
     net: Teacher | None = None
+    context = parts.context()
+    if row.of == "student" and isinstance(row.weights, RecipeRef):  # it starts as it was trained to
+        context = replace(context, init=recipes.load_ref(row.weights, smoke).recipe.init)
     if row.of == "student":
         net = student(parts, row.weights, product)
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
-    sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(parts.context()))
+    sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(context))
     return Subject(row.name, row.of, net, sampler, row.decode, row.split)
 
 

@@ -105,6 +105,26 @@ def test_evaluation_and_search_are_written(folder: Path) -> None:
     assert "accuracy" in (whole / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_student_of_another_recipe_starts_as_it_was_trained_to(folder: Path) -> None:
+    (folder / "rows.yaml").write_text(
+        """\
+base: whole.yaml
+train: null
+search: null
+eval:
+  rows:
+    - {name: as trained, of: student, weights: {recipe: dimo.yaml, set: {init.r_init: 0.25}}}
+    - name: as said
+      of: student
+      weights: {recipe: dimo.yaml, set: {init.r_init: 0.25}}
+      sampler: {use: one_step, init: {r_init: 0.5}}
+"""
+    )
+    running.run(load(folder, "rows"), folder / "runs" / "rows")
+    table = json.loads((folder / "runs" / "rows" / "eval.json").read_text(encoding="utf-8"))
+    assert [row["sampler"]["init"]["r_init"] for row in table["rows"] if row["of"] == "student"] == [0.25, 0.5]
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_all_terms_train_in_every_precision(folder: Path, tmp_path: Path, precision: str) -> None:
     loaded = load(folder, "terms", f"hardware.precision={precision}", "train.log_every=1")

@@ -20,7 +20,7 @@ class OneStep(Spec):
     """One network pass from the hybrid initialization, unguided; every token drawn independently."""
 
     init: Init | None = None
-    """Token initialization; the recipe's own, which the student was trained with, when null."""
+    """Token initialization; when null, that of the recipe that the student was trained by."""
     temperature: Positive = 1.0
     """Divides the logits. Tune it per metric (the paper's best FID for MaskGIT is near 7) and state it."""
     top_k: Annotated[int, Field(ge=1)] | None = None
