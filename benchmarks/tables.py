@@ -53,8 +53,15 @@ def search(result: Result) -> str:
     for m in found["methods"]:
         sem = f" ± {m['score_sem']:.4f}" if m["score_sem"] is not None else ""
         held = ", ".join(f"{v:.4f}" for v in m["held_out"].values())
-        body.append([m["name"], f"{m['passes']:g}", f"{m['score_mean']:.4f}{sem}", held])
-    heads = ["method", "forward-equivalents", "optimized reward", f"held-out reward ({', '.join(_held(found))})"]
+        wall = f"{1000 * m['seconds'] / found['conditions']:.1f}"
+        body.append([m["name"], f"{m['passes']:g}", wall, f"{m['score_mean']:.4f}{sem}", held])
+    heads = [
+        "method",
+        "forward-equivalents",
+        "ms a condition",
+        "optimized reward",
+        f"held-out reward ({', '.join(_held(found))})",
+    ]
     return f"Test-time search with the student, {found['conditions']} conditions:\n\n{table(heads, body)}"
 
 
@@ -70,7 +77,9 @@ def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:
     for row in made.of("student"):
         groups.setdefault(row["name"].split(", training seed")[0], []).append(row)
     labels = {"fd": "Fréchet distance ↓"}
-    body: list[list[object]] = [[f"best teacher row ({best['name'].removeprefix('teacher, ')})", f"{best['passes']:g}", "–"]]
+    body: list[list[object]] = [
+        [f"best teacher row ({best['name'].removeprefix('teacher, ')})", f"{best['passes']:g}", "–"]
+    ]
     body[0] += [made.cell(best, m) for m in metrics]
     for name, members in groups.items():
         line: list[object] = [name, 1, len(members)]

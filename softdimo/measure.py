@@ -15,6 +15,7 @@ from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests
 from softdimo.files import load_strict, read_weights, write_json
 from softdimo.kinds import Metric, Sampler, Search, Teacher
+from softdimo.math.init import Init
 from softdimo.recipe import Loaded, Recipe
 from softdimo.recipe.model import Eval, Row
 from softdimo.recipe.shrink import walk
@@ -93,7 +94,7 @@ def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, pr
     pieces = SearchPieces(
         net=net,
         tokenizer=parts.require_tokenizer(),
-        init=parts.recipe.init,
+        init=_init(settings.weights, parts, loaded.smoke),
         data=parts.data,
         score=parts.make(settings.score),
         methods={m.name: cast(Search, m.search.build(parts.context())) for m in settings.methods},
@@ -119,14 +120,19 @@ def student(parts: Components, weights: Weights | None, product: Path) -> Teache
 def _subject(row: Row, parts: Components, product: Path, smoke: bool) -> Subject:
     net: Teacher | None = None
     context = parts.context()
-    if row.of == "student" and isinstance(row.weights, RecipeRef):  # it starts as it was trained to
-        context = replace(context, init=recipes.load_ref(row.weights, smoke).recipe.init)
+    if row.of == "student":
+        context = replace(context, init=_init(row.weights, parts, smoke))
     if row.of == "student":
         net = student(parts, row.weights, product)
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
     sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(context))
     return Subject(row.name, row.of, net, sampler, row.decode, row.split)
+
+
+def _init(weights: Weights | None, parts: Components, smoke: bool) -> Init:
+    """The initialization that a student was trained to start from: that of its own recipe, where it has one."""
+    return recipes.load_ref(weights, smoke).recipe.init if isinstance(weights, RecipeRef) else parts.recipe.init
 
 
 def _played(loaded: Loaded, parts: Components) -> dict[str, object]:
