@@ -176,7 +176,7 @@ def assemble(recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure 
 
 def needs_weights(spec: Spec | None, what: str) -> None:
     """Refuse a network that should be trained already but names no weights."""
-    if isinstance(spec, NetworkSpec) and spec.weights is None:
+    if isinstance(spec, NetworkSpec) and not spec.ready():
         raise PluginError(
             f"{what} `{spec.use}` has no `weights:`; name a file, a run folder, or the recipe that makes them"
         )

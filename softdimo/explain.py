@@ -118,18 +118,19 @@ def _networks(recipe: Recipe) -> list[str]:
     for kind in ("tokenizer", "teacher", "features"):
         spec: NetworkSpec | None = getattr(recipe, kind)
         if spec is not None:
-            pairs.append((kind, f"{spec.use}, {_file(spec)}; {_weights(spec.weights, kind, recipe)}"))
+            pairs.append((kind, f"{spec.use}, {_file(spec)}; {_weights(spec, kind, recipe)}"))
     if recipe.train is not None and recipe.train.network == "student":
         start = recipe.train.start.from_
         pairs.append(("student", "a copy of the teacher" if start is None else f"starts from {_source(start)}"))
     return _pairs(pairs)
 
 
-def _weights(weights: Weights | None, kind: str, recipe: Recipe) -> str:
+def _weights(spec: NetworkSpec, kind: str, recipe: Recipe) -> str:
     trained = recipe.train is not None and recipe.train.network == kind
-    if weights is None:
-        return "trained here, from fresh weights" if trained else "no weights yet"
-    return f"{'trained here, from' if trained else 'weights from'} {_source(weights)}"
+    if spec.weights is None:
+        fresh = "determined by its settings" if spec.ready() else "no weights yet"
+        return "trained here, from fresh weights" if trained else fresh
+    return f"{'trained here, from' if trained else 'weights from'} {_source(spec.weights)}"
 
 
 def _source(weights: Weights) -> str:

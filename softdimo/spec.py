@@ -207,6 +207,10 @@ class NetworkSpec(Spec):
     weights: Weights | None = None
     """Where its weights come from; fresh (seeded) when null."""
 
+    def ready(self) -> bool:
+        """Whether it can be used without training: weights are named, or (override) the settings determine them."""
+        return self.weights is not None
+
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
