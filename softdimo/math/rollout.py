@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softdimo.math.init import Init
+from softdimo.math.noise import exponential
 from softdimo.math.precision import wide
 from softdimo.math.soft import Relaxation
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
     """Sample ids [...] from logits [... V] by the exponential race (arg max of p / Exp(1))."""
     p = torch.softmax(wide(logits), -1)
-    return (p / torch.empty_like(p).exponential_(generator=rng).clamp_min_(1e-20)).argmax(-1)
+    return (p / exponential(p, rng).clamp_min_(1e-20)).argmax(-1)
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softdimo.math.noise import gumbel
 from softdimo.math.precision import wide
 from softdimo.shapes import Logits, Probs, Tokens
 from softdimo.spec import Positive, Settings
@@ -38,7 +39,7 @@ class Relaxation(Settings):
         """
         z = wide(logits)
         if self.kind.startswith("gumbel"):
-            z = z + _gumbel(z, rng)
+            z = z + gumbel(z, rng)
         probs = (z / self.temperature).softmax(-1)
         if self.kind == "straight_through":
             return _straight_through(tokens, probs)
@@ -51,9 +52,3 @@ def _straight_through(tokens: Tensor, probs: Tensor) -> Tensor:
     """One-hot tokens (exactly) with the gradient of `probs`."""
     hard = functional.one_hot(tokens, probs.shape[-1]).to(probs.dtype)
     return hard + (probs - probs.detach())
-
-
-def _gumbel(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, -log of a unit exponential."""
-    noise = torch.empty(like.shape, dtype=like.dtype, device=rng.device).exponential_(generator=rng)
-    return -noise.clamp_min(torch.finfo(like.dtype).tiny).log().to(like.device)

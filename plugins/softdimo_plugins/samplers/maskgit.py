@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softdimo.kinds import Cond, Teacher
+from softdimo.math.noise import gumbel
 from softdimo.math.rollout import categorical
 from softdimo.shapes import Tokens
 from softdimo.spec import NonNegative
@@ -49,9 +50,3 @@ def most_confident(
 ) -> Int[Tensor, "B n"]:
     """Indices of the n largest log p + temperature * noise: exactly n per row, whatever ties there are."""
     return (log_p + temperature * noise).topk(n, dim=1).indices
-
-
-def gumbel(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in the shape of `like`."""
-    draw = torch.empty(like.shape, dtype=like.dtype, device=rng.device).exponential_(generator=rng)
-    return -draw.clamp_min_(torch.finfo(like.dtype).tiny).log_().to(like.device)
