@@ -16,7 +16,8 @@ def collect(run: Path) -> Path:
         for name in ("lock", "eval", "search", "timing")
         if (run / f"{name}.json").is_file()
     }
-    out.get("lock", {}).pop("command", None)  # it may name folders of the machine
+    for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
+        lock.pop("command", None)  # it may name folders of the machine
     target = RESULTS / f"{run.name}.json"
     target.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
     return target

@@ -1,4 +1,8 @@
-"""Errors that a person reads: what is wrong, where, what to do. The CLI prints the message and exits with `code`."""
+"""Errors that a person reads: what is wrong, where, what to do. The CLI prints the message and exits with `code`.
+
+Exit codes: 0 done, 1 another error (a process of the run was killed), 2 recipe or plugin, 3 weights, data or run
+folder, 4 training cannot go on, 5 a file cannot be written, 70 softdimo or a plugin is broken, 130 stopped by a signal.
+"""
 
 
 class SoftdimoError(Exception):
@@ -43,7 +47,23 @@ class TrainingError(SoftdimoError):
     code = 4
 
 
+class WriteError(SoftdimoError):
+    """A file cannot be written: the disk is full, or read-only, or the folder is not the user's."""
+
+    code = 5
+
+
+class CrashError(SoftdimoError):
+    """softdimo or a component raised something else (`__cause__`) in the middle of work. Says what is left of it."""
+
+    code = 70
+
+
 class Interrupted(SoftdimoError):
     """The run was stopped by a signal after it had saved. Says how to resume."""
 
     code = 130
+
+
+class Elsewhere(SoftdimoError):
+    """Another process of the same run has failed and told the user; this one ends without a word."""

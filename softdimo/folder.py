@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from softdimo import __version__
 from softdimo.errors import CheckpointError
-from softdimo.files import write_json, write_text
+from softdimo.files import sweep, write_json, write_text, writing
 
 RECIPE, LOCK = "recipe.yaml", "lock.json"
 
@@ -31,11 +31,9 @@ class RunFolder:
 
     def hold(self, waiting: Callable[[], None] | None = None) -> None:
         """Take the folder. While another run holds it: refuse, or with `waiting` (which is called once) wait."""
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._held = (self.path / ".held").open("w")
-        except OSError as error:
-            raise CheckpointError(f"cannot write in {self.path}: {error.strerror or error}") from error
         try:
             if not self._lock():
                 if waiting is None:
@@ -68,11 +66,16 @@ class RunFolder:
             self._held = None
 
     def recorded_hash(self) -> str | None:
-        """Hash of the recipe that this folder was started with, if any."""
-        try:
-            return str(json.loads((self.path / LOCK).read_text(encoding="utf-8"))["recipe"])
-        except (OSError, ValueError, KeyError, TypeError):
+        """Hash of the recipe that this folder was started with, if any. CheckpointError where the lock is damaged."""
+        path = self.path / LOCK
+        if not path.exists():
             return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged, so it does not say whose run this is; restore it, or start the run over (--fresh)"
+            ) from error
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing that a run does not write."""
@@ -91,11 +94,13 @@ class RunFolder:
         ):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
+        sweep(self.path)
 
-    def describe(self, recipe_yaml: str, recipe_hash: str, distributions: list[str]) -> None:
-        """Write the resolved recipe and the lock file."""
+    def describe(self, recipe_yaml: str, recipe_hash: str, distributions: list[str], keep: bool = False) -> None:
+        """Write the resolved recipe and the lock file; with `keep`, a lock file that is there stays."""
         write_text(self.path / RECIPE, recipe_yaml)
-        write_json(self.path / LOCK, {"recipe": recipe_hash} | environment(distributions))
+        if not (keep and (self.path / LOCK).is_file()):
+            write_json(self.path / LOCK, {"recipe": recipe_hash} | environment(distributions))
 
 
 def environment(distributions: list[str]) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class _Process:
 
     def error(self, code: int) -> SoftdimoError:
         """What went wrong, as the job said it."""
-        text = "".join(self._said).strip() or _ending(code)
+        text = "".join(self._said).strip() or _ending(code) + "; the same command with --resume goes on"
         found = SoftdimoError(f"{self.job.title}: {text}")
         found.code = code if 0 < code < 128 else 1
         return found

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Ensure
 from softdimo.errors import CheckpointError, WeightsError
-from softdimo.folder import LOCK, RECIPE
+from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.recipe import Loaded
 from softdimo.spec import RecipeRef
 
 
 def training_hash(loaded: Loaded) -> str:
-    """Hash of everything that a recipe's training depends on."""
+    """Hash of everything that a recipe's training depends on, files of the user's data among it."""
     return recipes.content_hash(loaded.recipe.model_copy(update={"eval": None, "search": None}), loaded.smoke)
 
 
@@ -27,7 +26,8 @@ def cache_name(loaded: Loaded) -> str:
 def open_run(run: Path) -> Loaded:
     """The recipe of a run folder, tiny or whole as it was run.
 
-    Raises CheckpointError where `run` is no run folder, or the recipes that it refers to have changed since.
+    Raises CheckpointError where `run` is no run folder, or the recipes that it refers to, or their data, have changed
+    since.
     """
     if not (run / RECIPE).is_file():
         raise CheckpointError(
@@ -38,8 +38,8 @@ def open_run(run: Path) -> Loaded:
         if training_hash(found := replace(loaded, smoke=smoke)) == _recorded(run):
             return found
     raise CheckpointError(
-        f"{run} was made from recipes that have changed since, so its networks cannot be told from others; "
-        "run its recipe again, or restore the old ones"
+        f"{run} was made from recipes that have changed since, or from other data (files in its folders), so its "
+        "networks cannot be told from others; run its recipe again, or restore what was there"
     )
 
 
@@ -76,7 +76,7 @@ def _home(run: Path, loaded: Loaded) -> Path:
 
 
 def _recorded(run: Path) -> str:
-    try:
-        return str(json.loads((run / LOCK).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run / LOCK} is missing or damaged; run the recipe again") from error
+    recorded = RunFolder(run).recorded_hash()
+    if recorded is None:
+        raise CheckpointError(f"{run / LOCK} is missing; run the recipe again")
+    return recorded

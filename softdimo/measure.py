@@ -14,6 +14,7 @@ from softdimo.build import PRODUCT, Components, locate
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests
 from softdimo.files import load_strict, read_weights, write_json
+from softdimo.folder import environment
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.math.init import Init
 from softdimo.recipe import Loaded, Recipe
@@ -56,7 +57,7 @@ def evaluate_section(
     )
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
-        seeds=settings.seeds, batch_size=settings.batch_size,
+        seeds=settings.seeds, batch_size=settings.batch_size, lock=environment(recipes.distributions(loaded.recipe)),
         progress=_telling(say),
     )  # fmt: skip
 
@@ -76,14 +77,17 @@ def complete(settings: Eval, path: Path) -> bool:
 def gather(folder: Path, target: Path) -> None:
     """Put rows that were measured apart into `target`, where `evaluate` finds them by their keys."""
     found: dict[str, dict[str, object]] = {}
+    whole: dict[str, object] = {}
     for path in [target, *sorted(folder.glob("eval-*.json"))]:
         if path.is_file():
             try:
-                found |= {row["key"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+                table = json.loads(path.read_text(encoding="utf-8"))
+                found |= {row["key"]: row for row in table["rows"]}
+                whole = table if path == target else whole
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
     if found:
-        write_json(target, {"rows": list(found.values())})
+        write_json(target, whole | {"rows": list(found.values())})
 
 
 def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, product: Path | None = None) -> None:
@@ -103,7 +107,7 @@ def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, pr
     )
     search(
         pieces, folder, conditions=settings.conditions, batch_size=settings.batch_size, seed=parts.recipe.seed,
-        progress=_telling(say),
+        lock=environment(recipes.distributions(loaded.recipe)), progress=_telling(say),
     )  # fmt: skip
 
 

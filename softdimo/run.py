@@ -18,7 +18,7 @@ from softdimo.engine.algorithm import Algorithm
 from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
-from softdimo.files import write_json
+from softdimo.files import sweep, write_json, write_text
 from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
@@ -78,6 +78,7 @@ class Session:
         writer = RunFolder(jobs.parts_folder(folder.path))
         if self.fabric.is_global_zero:
             writer.hold(waiting=lambda: self.say(f"waiting: a job of a run that was killed is saving in {folder.path}"))
+            sweep(folder.path)
         self.fabric.barrier("writer")
         all_threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or all_threads)
@@ -110,8 +111,9 @@ def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Sa
 
 
 def describe(loaded: Loaded, folder: RunFolder) -> None:
-    """Write the resolved recipe and the lock file into the folder."""
-    folder.describe(recipes.dump(loaded.recipe), training_hash(loaded), recipes.distributions(loaded.recipe))
+    """Write the resolved recipe and the lock file into the folder; that of a finished training stays."""
+    finished = loaded.recipe.train is not None and (folder.path / PRODUCT).is_file()
+    folder.describe(recipes.dump(loaded.recipe), training_hash(loaded), recipes.distributions(loaded.recipe), finished)
 
 
 def default_out(loaded: Loaded, runs: Path) -> Path:
@@ -132,7 +134,7 @@ def as_recorded(loaded: Loaded) -> Loaded:
 def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
     if folder.recorded_hash() not in (None, training_hash(loaded)):
         raise CheckpointError(
-            f"{folder.path} holds a run of another recipe (or of other settings); "
+            f"{folder.path} holds a run of another recipe (or of other settings, or of data that has changed since); "
             "give another --out, or --fresh to replace it"
         )
 
@@ -249,7 +251,10 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
     folder.hold()
     try:
-        describe(loaded, folder)
+        if loaded.recipe.train is not None and folder.path.resolve() == home.resolve():
+            _describe_section(loaded, home, section)
+        else:
+            describe(loaded, folder)
         parts = session.parts(loaded)
         if loaded.recipe.train is not None:
             parts = with_weights(parts, loaded.recipe.train.network, home / PRODUCT)
@@ -260,9 +265,17 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
         from softdimo.report import write
 
         session.say(f"report: {write(folder.path)}")
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped; {folder.path} keeps what is done. Run the same command again to go on") from stop
     finally:
         folder.release()
     return folder.path
+
+
+def _describe_section(loaded: Loaded, home: Path, section: str) -> None:
+    """Write one section into the recipe of a finished run; the rest says how it was trained, and stays."""
+    mine = recipes.load(home).recipe
+    write_text(home / RECIPE, recipes.dump(mine.model_copy(update={section: getattr(loaded.recipe, section)})))
 
 
 def sample(

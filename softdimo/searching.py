@@ -89,9 +89,12 @@ def search(
     conditions: int,
     batch_size: int = 16,
     seed: int = 0,
+    lock: Json | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Json:
     """Compare the methods on `conditions` conditions; write search.json and search/<method>.png, return the former.
+
+    `lock` tells the versions that search; it is kept beside the numbers.
 
     Rows: `one step, sampled` (tokens drawn from the student: what a user gets without a search), `one step, <decode>`
     (the first start of every search, decoded as the methods do), the methods, and after each method with iterations
@@ -117,7 +120,7 @@ def search(
         picture = folder / "search" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
         strip(list(zip(labels, images, strict=True)), picture, heads, title=name)
         pictures[name] = picture.relative_to(folder).as_posix()
-    result: Json = {"conditions": conditions, "seed": seed, "methods": rows, "pictures": pictures}
+    result: Json = {"conditions": conditions, "seed": seed, "methods": rows, "pictures": pictures, "lock": lock or {}}
     write_json(folder / "search.json", result)
     return result
 

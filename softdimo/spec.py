@@ -100,6 +100,10 @@ class Spec(Settings):
         """The component itself. Stateless components are their own settings."""
         return self
 
+    def content(self) -> str:
+        """Hash of the files that it reads beside its settings; empty where nobody can change them (pinned packages)."""
+        return ""
+
     def smoke(self) -> Self:
         """A smaller version for a run of seconds (`softdimo run --smoke`): fewer steps, blocks, samples."""
         return self

@@ -12,18 +12,18 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Run the job; errors go to stderr as `error: ...`, their code is the exit code."""
     _die_with_parent()
-    from softdimo.cli.main import CRASH, record
-    from softdimo.errors import SoftdimoError
+    from softdimo.crash import explain, sigterm_as_ctrl_c
+    from softdimo.errors import Interrupted
 
     try:
-        _work(arguments[0], arguments[1], Path(arguments[2]), arguments[3:])
-    except SoftdimoError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.code
+        with sigterm_as_ctrl_c():
+            _work(arguments[0], arguments[1], Path(arguments[2]), arguments[3:])
+    except KeyboardInterrupt:
+        return Interrupted.code
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error: unexpected {what[:400]}\ntraceback in {record()}", file=sys.stderr, flush=True)
-        return CRASH
+        code, text = explain(error)
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return code
     return 0
 
 

@@ -20,7 +20,7 @@ from softdimo.build import PRODUCT
 from softdimo.engine import checkpoint
 from softdimo.engine.algorithm import Distillation
 from softdimo.engine.train import Training
-from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
+from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError, WriteError
 from softdimo.files import read_weights, sha256
 from softdimo.folder import RunFolder
 from softdimo.lineage import cache_name, training_hash
@@ -295,5 +295,5 @@ def test_a_run_waits_for_parts_that_another_run_is_making(folder: Path, tmp_path
 
 def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"cannot write in .*file/run: Not a directory"):
+    with pytest.raises(WriteError, match=r"cannot write .*file/run: Not a directory"):
         running.run(load(folder, "dimo"), tmp_path / "file" / "run")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,28 +13,30 @@ from typer.core import TyperGroup
 
 from softdimo import API_VERSION, __version__
 from softdimo.cli import commands, plugins
-from softdimo.errors import SoftdimoError
+from softdimo.crash import explain, sigterm_as_ctrl_c
+from softdimo.errors import Interrupted
 
-CRASH = 70
-"""Exit code of a fault in softdimo itself, or in a plugin."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+CODES = (
+    "Exit codes: 0 done, 1 another error, 2 recipe or plugin, 3 weights, data or run folder, 4 training cannot go on, "
+    "5 a file cannot be written, 70 softdimo or a plugin is broken, 130 stopped (Ctrl-C, SIGTERM)."
+)
 
 
 class _Group(TyperGroup):
-    """Ctrl-C means exit code 130 whatever typer makes of it."""
+    """Ctrl-C means the exit code of `Interrupted`, whatever typer makes of it."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(Interrupted.code) from None
 
 
 app = typer.Typer(
     cls=_Group,
     help="One-step generators from masked diffusion image models: Di[M]O and Soft-Di[M]O.",
+    epilog=CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -64,7 +64,8 @@ def _options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `SOFTDIMO_DEBUG=1` prints tracebacks."""
     try:
-        code = _run(argv)
+        with sigterm_as_ctrl_c():
+            code = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -80,29 +81,16 @@ def _run(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SoftdimoError as error:
-        if debug:
-            traceback.print_exc()
-        print("error: " + str(error).replace("\n", "\n       "), file=sys.stderr)
-        return error.code
+        return Interrupted.code
     except BrokenPipeError:
         raise
     except Exception as error:
         if debug:
             traceback.print_exc()
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error: unexpected {what[:400]}\n       traceback in {record()}", file=sys.stderr)
-        return CRASH
+        code, text = explain(error)
+        print("error: " + text.replace("\n", "\n       "), file=sys.stderr)
+        return code
     return 0
-
-
-def record() -> str:
-    """Write the current traceback to a file of its own."""
-    handle, path = tempfile.mkstemp(prefix=time.strftime("softdimo-%Y%m%d-%H%M%S-"), suffix=".log", text=True)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"softdimo {__version__}, python {sys.version}\n{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
-    return path
 
 
 if __name__ == "__main__":

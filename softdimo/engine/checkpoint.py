@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from lightning_fabric import Fabric
 
 from softdimo.errors import CheckpointError
-from softdimo.files import sha256, write_json
+from softdimo.files import PARTIAL, sha256, write_json, writing
+from softdimo.math.digest import digest_json
 
 _NAME = re.compile(r"iter-(\d{8})")
 MARKER = ".complete"
@@ -23,32 +25,42 @@ MARKER = ".complete"
 def save(folder: Path, iteration: int, state: Mapping[str, Any], rank_state: Mapping[str, Any], fabric: Fabric) -> Path:
     """Write `folder/iter-XXXXXXXX`. All ranks enter; rank 0 writes the shared state and, last, the marker."""
     final = folder / f"iter-{iteration:08d}"
-    partial = folder / f".{final.name}.partial"
-    try:
+    partial = folder / f".{final.name}{PARTIAL}"
+    with _removed_on_failure(partial), writing(final):
         if fabric.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         fabric.barrier("checkpoint folder")
-        torch.save(dict(rank_state), partial / f"rank-{fabric.global_rank}.pt")
+        _write(dict(rank_state), partial / f"rank-{fabric.global_rank}.pt")
         if fabric.is_global_zero:
-            torch.save(dict(state), partial / "state.pt")
+            _write(dict(state), partial / "state.pt")
         fabric.barrier("checkpoint files")
         if fabric.is_global_zero:
             files = sorted(p for p in partial.iterdir() if p.suffix == ".pt")
             for path in files:
                 _flush(path)
             manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-            write_json(partial / MARKER, {"iteration": iteration, "world": fabric.world_size, "files": manifest})
+            marker = {"iteration": iteration, "world": fabric.world_size, "files": manifest}
+            write_json(partial / MARKER, marker | {"sha256": digest_json(marker)})
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _flush(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"could not write the checkpoint {final}: {error.strerror or error}; earlier checkpoints are untouched"
-        ) from error
     fabric.barrier("checkpoint done")
     return final
+
+
+@contextlib.contextmanager
+def _removed_on_failure(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # torch's own writer does not tell what the system said
+        torch.save(state, file)
 
 
 def _flush(path: Path) -> None:
@@ -72,7 +84,7 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and partial ones."""
     for path in complete(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.partial"):
+    for path in folder.glob(f".*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -81,6 +93,8 @@ def load(path: Path, fabric: Fabric) -> tuple[int, dict[str, Any], dict[str, Any
     try:
         manifest = json.loads((path / MARKER).read_text(encoding="utf-8"))
         iteration, world, files = int(manifest["iteration"]), int(manifest["world"]), dict(manifest["files"])
+        if manifest.pop("sha256") != digest_json(manifest) or path.name != f"iter-{iteration:08d}":
+            raise ValueError("it does not describe this checkpoint")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MARKER} is damaged; delete {path} and resume from an earlier one") from error
     for name, expected in files.items():

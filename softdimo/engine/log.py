@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from softdimo.files import write_text
+from softdimo.errors import CheckpointError
+from softdimo.files import write_text, writing
 from softdimo.kinds import Logs
 
 
@@ -32,11 +33,19 @@ class Log:
         """Keep the rows before `iteration` and drop the rest (also half of a row): they will be written again."""
         if not self.path.is_file():
             return
-        text = self.path.read_bytes().decode("utf-8")
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
-            values = {k: float(v) for k, v in row.items() if v}
-            if values.get("iteration", iteration) < iteration:
-                self.rows.append(values)
+        try:
+            text = self.path.read_bytes().decode("utf-8")
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""), strict=True)
+            if (reader.fieldnames or ["iteration"])[0] != "iteration":
+                raise ValueError("its first column is not `iteration`")
+            for row in reader:
+                values = {k: float(v) for k, v in row.items() if v}
+                if values.get("iteration", iteration) < iteration:
+                    self.rows.append(values)
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged ({error}); mend it, or delete it to go on without the rows so far"
+            ) from error
         self._rewrite()
 
     def add(self, iteration: int, logs: Logs) -> dict[str, float] | None:
@@ -52,10 +61,11 @@ class Log:
         if len({k for r in self.rows for k in r}) > self._columns:
             self._rewrite()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
                 self._writer(file).writerow(self._plain(row))
         if self._board is not None:
-            self._board.log_metrics({k: v for k, v in row.items() if k != "iteration"}, step=iteration)
+            with writing(self.path.parent / "tensorboard"):
+                self._board.log_metrics({k: v for k, v in row.items() if k != "iteration"}, step=iteration)
         return row
 
     def state_dict(self) -> dict[str, Any]:

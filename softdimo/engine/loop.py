@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from softdimo.engine import checkpoint, rng
 from softdimo.engine.algorithm import Algorithm
 from softdimo.engine.health import health
 from softdimo.engine.log import Log
 from softdimo.engine.progress import Line
-from softdimo.errors import CheckpointError, Interrupted, TrainingError
+from softdimo.errors import CheckpointError, CrashError, Interrupted, SoftdimoError, TrainingError
 from softdimo.files import write_text
 from softdimo.kinds import Cursor
 
@@ -53,29 +56,50 @@ class Loop:
         saved = time.monotonic()
         title = self.title if not first else f"{self.title} (resumed at {first})"
         quiet = not self.fabric.is_global_zero
-        try:
-            with _stopping() as stop, Line(title, self.iterations, self.batch_size, quiet) as line:
-                for iteration in range(first, self.iterations):
+        with _stopping() as stop, Line(title, self.iterations, self.batch_size, quiet) as line:
+            for iteration in range(first, self.iterations):
+                with self._step(iteration):
                     real = next(self.stream).to(self.fabric.device)
-                    row = log.add(iteration, self.algorithm.step(iteration, real))
-                    done = iteration + 1
-                    line.update(done, row)
-                    if row is not None and not quiet:
-                        write_text(self.folder / "health.txt", "\n".join(health(log.rows)) + "\n")
-                    if self._any(stop.is_set()):
-                        self._save(done, log)
-                        raise Interrupted(self._how_to_resume(done))
-                    if self._any(time.monotonic() - saved > 60 * self.checkpoint_minutes) and done < self.iterations:
-                        self._save(done, log)
-                        saved = time.monotonic()
-                    if self.on_sample and self.sample_every and done % self.sample_every == 0:
+                    logs = self.algorithm.step(iteration, real)
+                row = log.add(iteration, logs)
+                done = iteration + 1
+                line.update(done, row)
+                if row is not None and not quiet:
+                    write_text(self.folder / "health.txt", "\n".join(health(log.rows)) + "\n")
+                if self._any(stop.is_set()):
+                    self._save(done, log)
+                    raise Interrupted(self._how_to_resume(done))
+                if self._any(time.monotonic() - saved > 60 * self.checkpoint_minutes) and done < self.iterations:
+                    self._save(done, log)
+                    saved = time.monotonic()
+                if self.on_sample and self.sample_every and done % self.sample_every == 0:
+                    with self._step(iteration):
                         self.on_sample(done)
-        except TrainingError as error:
-            kept = checkpoint.complete(self.folder / "checkpoints")
-            last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
-            raise TrainingError(f"{error}; {last}. Lower the learning rate, or clip harder, and run again") from error
         if first < self.iterations:
             self._save(self.iterations, log)
+
+    @contextlib.contextmanager
+    def _step(self, iteration: int) -> Iterator[None]:
+        """What goes wrong at an iteration says what is left of the training; components may raise anything."""
+        try:
+            yield
+        except TrainingError as error:
+            raise TrainingError(
+                f"{error}; {self._last()}. Lower the learning rate, or clip harder, and run again"
+            ) from error
+        except SoftdimoError:
+            raise
+        except Exception as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise TrainingError(
+                    f"there is not enough memory for iteration {iteration}; {self._last()}. Lower train.batch_size, or "
+                    "free memory and run the same command with --resume"
+                ) from error
+            raise CrashError(f"at iteration {iteration}; {self._last()}") from error
+
+    def _last(self) -> str:
+        kept = checkpoint.complete(self.folder / "checkpoints")
+        return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
 
     def _any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""
@@ -87,6 +111,9 @@ class Loop:
     def _save(self, done: int, log: Log) -> None:
         folder = self.folder / "checkpoints"
         state = {"recipe": self.recipe_hash, "algorithm": self.algorithm.state_dict(), "log": log.state_dict()}
+        with self._step(done - 1):
+            if self._any(not _finite(state["algorithm"])):
+                raise TrainingError(f"the weights are not finite after iteration {done - 1}")
         mine = {"rng": rng.state(self.generator), "stream": self.stream.state_dict()}
         checkpoint.save(folder, done, state, mine, self.fabric)
         if self.fabric.is_global_zero:
@@ -114,6 +141,18 @@ class Loop:
             f"stopped after iteration {done} of {self.iterations}; everything is saved in {self.folder}. "
             "Run the same command with --resume to go on"
         )
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers of a state are finite (of a sharded tensor: this rank's)."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    if isinstance(value, Tensor):
+        mine: Tensor = getattr(value, "to_local", lambda: value)()
+        return not mine.is_floating_point() or bool(mine.isfinite().all())
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @contextlib.contextmanager

@@ -83,6 +83,7 @@ def evaluate(
     progress: Progress = lambda what, done, total: None,
     real: bool = True,
     reference: int | None = None,
+    lock: Json | None = None,
 ) -> Json:
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
@@ -98,13 +99,17 @@ def evaluate(
     their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
     whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
 
+    `lock` tells the versions that measure: that of the last row measured stands in the file, and each row says `by`
+    which softdimo it was measured.
+
     Raises:
         RecipeError: a metric judges with a network of `forbidden`; two rows or two numbers share a name; `decode: soft`
             of a sampler with several steps.
         DataError: a split has no images, or too few for a metric.
         CheckpointError: `path` exists and is not an evaluation.
     """
-    kept = {row["key"]: row for row in _read(path).get("rows", []) if "key" in row}
+    before, lock = _read(path), lock or {}
+    kept = {row["key"]: row for row in before.get("rows", []) if "key" in row}
     rows = _rows(pieces.rows, real)
     plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
     with torch.no_grad():
@@ -121,12 +126,17 @@ def evaluate(
             "samples": samples,
             "seeds": list(seeds),
             "rows": [],
+            "lock": before.get("lock", lock),
         }
         how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
-        for row in rows:
-            key = digest_json(how | row.identity(pieces))
-            measured = kept.get(key) or _measure(row, pieces, judges, whole, plan, progress)
-            result["rows"].append(measured | {"name": row.name, "key": key})
+        keys = [digest_json(how | row.identity(pieces)) for row in rows]
+        for row, key in zip(rows, keys, strict=True):
+            if key not in kept:
+                by = {k: lock[k] for k in ("softdimo", "git") if k in lock}
+                kept[key] = _measure(row, pieces, judges, whole, plan, progress) | {"by": by}
+                result["lock"] = lock
+            found = [(r.name, k) for r, k in zip(rows, keys, strict=True) if k in kept]  # later ones may be there too
+            result["rows"] = [kept[k] | {"name": name, "key": k} for name, k in found]
             write_json(path, result)
     return result
 

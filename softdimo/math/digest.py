@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,13 @@ from torch import Tensor, nn
 
 def digest_module(module: nn.Module) -> str:
     """SHA-256 (hex) over names, types, shapes and bytes of the state dict; independent of order and device."""
+    return digest_state(module.state_dict())
+
+
+def digest_state(state: Mapping[str, Tensor]) -> str:
+    """That of a state dict."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         sha.update(tensor_bytes(tensor))
     return sha.hexdigest()

@@ -12,7 +12,7 @@ import yaml
 from softdimo import registry
 from softdimo.recipe.loader import load_ref
 from softdimo.recipe.model import Recipe
-from softdimo.recipe.nodes import Scalars
+from softdimo.recipe.nodes import Scalars, dotted
 from softdimo.recipe.shrink import walk
 from softdimo.spec import RecipeRef, Spec
 
@@ -50,7 +50,8 @@ def content_hash(recipe: Recipe, smoke: bool = False) -> str:
     """SHA-256 (hex) of what the results depend on.
 
     The title, the hardware except its precision, and the cadence of the output do not count. A recipe that is referred
-    to counts by its own content hash, not by its path; `smoke` says whether its tiny version is meant.
+    to counts by its own content hash, not by its path; `smoke` says whether its tiny version is meant. Files that the
+    user can change count (`Spec.content`): DataError where they cannot be read.
     """
     return _hash(recipe, smoke, {})
 
@@ -61,6 +62,9 @@ def _hash(recipe: Recipe, smoke: bool, done: dict[str, str]) -> str:
     plain["hardware"] = {"precision": plain["hardware"]["precision"]}
     for key in CADENCE if plain["train"] else ():
         plain["train"].pop(key)
+    read = {dotted(path): spec.content() for path, spec in walk(recipe) if isinstance(spec, Spec)}
+    if found := {path: content for path, content in read.items() if content}:
+        plain["content"] = found
     text = json.dumps(_inline(plain, smoke, done), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -172,9 +172,10 @@ def test_unexpected_errors_leave_a_traceback_in_a_file(recipe, spy, capsys, monk
     spy("softdimo.run.run", ZeroDivisionError("division\nby zero"))
     assert main(["run", str(recipe)]) == 70
     err = capsys.readouterr().err
-    first, second = err.splitlines()
+    first, second, third = err.splitlines()
     assert first == "error: unexpected ZeroDivisionError: division by zero"
-    log = Path(second.removeprefix("       traceback in "))
+    assert second.startswith("       raised in softdimo, ")
+    log = Path(third.removeprefix("       traceback in "))
     assert log.parent == tmp_path
     assert "Traceback (most recent call last)" in log.read_text()
     monkeypatch.setenv("SOFTDIMO_DEBUG", "1")

@@ -8,7 +8,7 @@ import torch
 
 from softdimo.engine import checkpoint
 from softdimo.engine.loop import Loop
-from softdimo.errors import CheckpointError, Interrupted, TrainingError
+from softdimo.errors import CheckpointError, Interrupted, TrainingError, WriteError
 from softdimo.kinds import Batch
 from tests.engine.tiny import Endless, context, distillation, players
 
@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_earlier_checkpoints(tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"):
+    with pytest.raises(WriteError, match="iter-00000009: No space left on device; what was saved before is untouched"):
         loop(tmp_path, Endless(), iterations=9).run()
     assert [p.name for p in checkpoint.complete(tmp_path / "checkpoints")] == ["iter-00000007"]
     assert not list((tmp_path / "checkpoints").glob(".*.partial"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,6 +48,16 @@ class Folder(Spec):
     """Leave out files that cannot be decoded, with a warning that names them, instead of stopping."""
     memory_gb: Positive = 8.0
     """Largest size of the decoded set; it is kept in memory, one byte per value."""
+
+    def content(self) -> str:
+        """SHA-256 of the images' names and bytes; bytes are read again only when a size or a time has changed."""
+        root = Path(self.path).expanduser()
+        try:
+            files = [file for found in find_classes(root).values() for file in found]
+            stats = [(file, file.stat()) for file in files]
+            return _digest(root, tuple((file, s.st_size, s.st_mtime_ns) for file, s in stats))
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def build(self, context: Context) -> ArrayData:
         """Decode everything once. DataError names the folder or the files that are wrong."""
@@ -94,6 +106,17 @@ class Folder(Spec):
             return str(error) or type(error).__name__
         out[:] = np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
         return ""
+
+
+@lru_cache(maxsize=4)
+def _digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash of the files (with their sizes and times) below `root`."""
+
+    def one(file: Path) -> bytes:
+        return f"{file.relative_to(root)}\0".encode() + hashlib.sha256(file.read_bytes()).digest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return hashlib.sha256(b"".join(pool.map(one, (file for file, _, _ in files)))).hexdigest()
 
 
 def _plain(image: Image.Image) -> Image.Image:
