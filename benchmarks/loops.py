@@ -1,0 +1,173 @@
+"""What `speed.py` compares: jobs by their sizes, and the loops that train them, with the functions of every phase."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from instruments import Watched, auxiliary_phase
+from lightning_fabric import Fabric
+from published_loop import PublishedLoop
+from torch import nn
+
+from softdimo import recipe
+from softdimo.build import Components
+from softdimo.engine.algorithm import Distillation, Entry
+from softdimo.engine.ema import EMA
+from softdimo.engine.player import Player
+from softdimo.kinds import Batch, Cond, Context, ImageShape, TokenShape
+from softdimo.math import rollout
+from softdimo.math.divergence import Divergence
+from softdimo.math.init import Init
+from softdimo.math.schedules import Schedule
+from softdimo.recipe.model import Ema, Train
+from softdimo.spec import Optimizer
+from softdimo.spec import Player as PlayerSettings
+from softdimo_plugins.losses import dimo
+from softdimo_plugins.teachers.compact import Compact, CompactTeacher
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "animals_dimo.yaml"
+PUBLISHED, OURS, SHARED = "published loop", "softdimo", "softdimo, share_t"
+HALF_LIFE = 6931.1
+"""Of an EMA with decay 0.9999."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distillation: sizes, and settings as in a recipe."""
+
+    teacher: Compact
+    tokens: TokenShape
+    classes: int
+    train: Train
+    init: Init
+    schedule: Schedule
+
+
+def maskgit(quick: bool) -> Job:
+    """The sizes and settings of the published MaskGit run in fp32, at a batch of 2; `quick` makes the sizes tiny."""
+    player = PlayerSettings(optimizer=Optimizer(lr=1e-5, warmup=100))
+    train = Train(
+        iterations=30_000,
+        batch_size=2,
+        player=player,
+        ema=Ema(half_lives=(HALF_LIFE,)),
+        terms=(dimo.DiMO(use="dimo", name="dimo", label_smoothing=0.1, player=player),),
+    )
+    width, depth, heads, tokens, classes = 768, 24, 16, TokenShape(16, 16, 1, 1024), 1000
+    if quick:
+        width, depth, heads, tokens, classes = 32, 2, 2, TokenShape(4, 4, 1, 16), 10
+    net = Compact(use="compact", width=width, depth=depth, heads=heads, activation="gelu", local=False)
+    return Job(net, tokens, classes, train, Init(), "arccos")
+
+
+def animals() -> Job:
+    """The embedded job as its recipe says."""
+    loaded = recipe.load(RECIPE).recipe
+    parts = Components(loaded)
+    assert isinstance(loaded.teacher, Compact)
+    assert loaded.train is not None
+    assert parts.tokens is not None
+    return Job(loaded.teacher, parts.tokens, len(parts.data.classes), loaded.train, loaded.init, loaded.schedule)
+
+
+@dataclass
+class Loop:
+    """One way of training: a step, its networks, and which functions make up its phases."""
+
+    step: Callable[[], object]
+    networks: dict[str, nn.Module]
+    watched: list[Watched]
+
+
+def build(job: Job, names: tuple[str, ...], fabric: Fabric) -> dict[str, Loop]:
+    """Loops by name, all from one teacher with random weights; the two of softdimo share networks and players."""
+    torch.manual_seed(0)
+    bare = Context(ImageShape(3, 1, 1), tuple(map(str, range(job.classes))), _no_parts, job.tokens)
+    context = replace(bare, teacher=job.teacher.build(bare).requires_grad_(False).eval(), schedule=job.schedule)
+    loops = {}
+    if PUBLISHED in names:
+        loops[PUBLISHED] = published(context, job)
+    if {OURS, SHARED} & set(names):
+        loops |= ours(context, job, fabric)
+    return {name: loops[name] for name in names}
+
+
+def _no_parts(spec: object) -> Any:
+    raise NotImplementedError(f"these jobs have no {spec}")
+
+
+def published(context: Context, job: Job) -> Loop:
+    """The published loop."""
+    assert isinstance(context.teacher, CompactTeacher)
+    lr = job.train.player.optimizer.lr
+    loop = PublishedLoop(context.teacher, job.train.batch_size, lr, 0.5 ** (1 / HALF_LIFE), r_init=job.init.r_init)
+    return Loop(
+        loop.step,
+        {"teacher": loop.teacher, "student": loop.student, "auxiliary": loop.auxiliary},
+        [
+            (loop.student, "forward", "generator forward"),
+            (loop.teacher, "forward", "teacher"),
+            (loop.auxiliary, "forward", auxiliary_phase),
+            (loop, "update", lambda player, loss: "auxiliary trained" if player else "generator backward"),
+            (loop, "cross_entropy", "auxiliary trained"),
+            *((optimizer, "step", "optimizer steps") for optimizer in loop.optimizers),
+            (loop, "average", "EMA"),
+            (loop, "gradient", "divergence"),
+            (loop, "distance", "divergence"),
+            (loop, "masked", "masking"),
+            (loop, "sample", "sampling"),
+        ],
+    )
+
+
+def ours(context: Context, job: Job, fabric: Fabric) -> dict[str, Loop]:
+    """The engine as a recipe with these settings builds it, without and with `share_t`."""
+    (spec,) = job.train.terms
+    assert isinstance(spec, dimo.DiMO)
+    term, horizon = spec.build(context), job.train.iterations
+    assert term.critic is not None
+    student = context.copy_teacher()
+    critic = Player("psi", term.critic, spec.player, horizon, fabric)
+    generator = Player("generator", student, job.train.player, horizon, fabric)
+    ema = EMA(student, job.train.ema.half_lives, job.train.ema.warmup)
+    rng, done = torch.Generator().manual_seed(0), itertools.count()
+    networks = {"teacher": term.teacher, "student": student, "auxiliary": term.critic}
+    watched: list[Watched] = [
+        (student, "forward", "generator forward"),
+        (term.teacher, "forward", "teacher"),
+        (term.critic, "forward", auxiliary_phase),
+        (generator, "turn", "generator backward"),
+        (critic, "turn", "auxiliary trained"),
+        (dimo.DiMOTerm, "critic_loss", "auxiliary trained"),
+        (generator.optimizer, "step", "optimizer steps"),
+        (critic.optimizer, "step", "optimizer steps"),
+        (fabric, "clip_gradients", "gradient clipping"),
+        (ema, "update", "EMA"),
+        (Divergence, "gradient", "divergence"),
+        (dimo, "surrogate", "divergence"),
+        (Distillation, "_at_logits", "divergence"),
+        (Divergence, "value", "values for the log"),
+        (dimo, "entropy", "values for the log"),
+        (Distillation, "_weigh", "values for the log"),
+        (dimo, "remask", "masking"),
+        (Init, "tokens", "masking"),
+        (rollout, "categorical", "sampling"),
+    ]
+
+    def loop(share_t: bool) -> Loop:
+        settings = spec.model_copy(update={"share_t": share_t})
+        entry = Entry(spec.name, dimo.DiMOTerm(settings, term.teacher, term.critic, job.schedule), 1.0, critic)
+        made = Distillation(generator, ema, [entry], job.init, job.train.relaxation, None, rng, fabric)
+
+        def step() -> object:
+            labels = torch.randint(job.classes, (job.train.batch_size,), generator=rng)
+            return made.step(next(done), Batch(Cond(labels)))
+
+        return Loop(step, networks, watched)
+
+    return {OURS: loop(False), SHARED: loop(True)}

@@ -1,0 +1,201 @@
+"""The yardstick of `speed.py`: Di[M]O's published training loop, written plainly from its description.
+
+What costs: the auxiliary is trained on samples that are drawn anew after the student's step (10 network passes),
+attention returns its weights, logits and every temporary are [B L V + 1] in float32, the loss is the squared distance
+to a pseudo-target, Adam is not fused, the EMA goes parameter by parameter. fp32, so no clipping (it clips the generator
+in 16 bits only). One thing is left out in its favor: dropout, which it keeps active in all three networks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softdimo_plugins.teachers.compact import CompactTeacher
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), x + feed-forward(norm(x)): [B 1+L D] -> [B 1+L D]."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer; the attention's weights are computed, averaged over heads, and dropped."""
+        h = self.norm_attention(x)
+        attended, _ = self.attention(h, h, h, need_weights=True)
+        x = x + attended
+        out: Tensor = x + self.mlp(self.norm_mlp(x))
+        return out
+
+
+class Network(nn.Module):
+    """The transformer of `compact` (no convolution, GELU, one group) with the mask as one class more: V + 1 logits."""
+
+    def __init__(self, like: CompactTeacher) -> None:
+        super().__init__()
+        blocks = [b for b in like.blocks if b.local is None and b.activation is functional.gelu]
+        if len(blocks) != like.depth or like.shape.G != 1:
+            raise ValueError("the published network has no convolutions, one group of classes, and GELU")
+        self.L, self.V, self.classes, width = like.shape.L, like.shape.V, like.classes, like.width
+        self.table = nn.Embedding(self.V + 1, width)
+        self.labels = nn.Embedding(self.classes + 1, width)  # the last is the unconditional branch
+        self.positions = nn.Parameter(torch.empty(self.L + 1, width))
+        self.layers = nn.Sequential(*(Layer(width, b.heads, b.widen.out_features) for b in blocks))
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, width)
+        self.output_bias = nn.Parameter(torch.zeros(self.V + 1))
+        self.load_state_dict(weights(like), assign=True)  # the same memory as `like`'s
+
+    def forward(self, e: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B L V + 1] of embedded tokens [B L D] and labels [B] (-1: none)."""
+        x = torch.cat([self.labels(labels % (self.classes + 1))[:, None], e], 1) + self.positions
+        x = self.project(self.norm(self.layers(x)[:, 1:]))
+        return functional.linear(x, self.table.weight) + self.output_bias
+
+    def trainable(self) -> Network:
+        """A copy whose table, positions and output bias stay as they are."""
+        net = copy.deepcopy(self).requires_grad_(True)
+        for frozen in (net.table.weight, net.positions, net.output_bias):
+            frozen.requires_grad_(False)
+        return net
+
+
+def weights(like: CompactTeacher) -> dict[str, Tensor]:
+    """The network's weights under this file's names; the mask's logit gets bias 0."""
+    out = {"table.weight": like.table[0].detach(), "output_bias": torch.cat([like.output_bias[0], torch.zeros(1)])}
+    names = {
+        "blocks.": "layers.",
+        "qkv.weight": "attention.in_proj_weight",
+        "qkv.bias": "attention.in_proj_bias",
+        "merge.": "attention.out_proj.",
+        "widen.": "mlp.0.",
+        "narrow.": "mlp.2.",
+    }
+    for name, value in like.state_dict().items():
+        if name not in ("table", "output_bias"):
+            for old, new in names.items():
+                name = name.replace(old, new)
+            out[name] = value
+    return out
+
+
+class PublishedLoop:
+    """theta, psi, their optimizers and theta's EMA; `step` is one iteration."""
+
+    def __init__(
+        self, like: CompactTeacher, batch: int, lr: float, decay: float, scale: float = 2.0, r_init: float = 0.6,
+        sigma: float = 0.1, beta: float = 0.0, label_smoothing: float = 0.1,
+    ) -> None:  # fmt: skip
+        self.batch, self.decay, self.scale, self.r_init, self.sigma = batch, decay, scale, r_init, sigma
+        self.beta, self.label_smoothing, self.updates = beta, label_smoothing, 0
+        self.teacher = Network(like).requires_grad_(False)
+        self.student, self.auxiliary = self.teacher.trainable(), self.teacher.trainable()
+        self.ema = copy.deepcopy(self.student).requires_grad_(False)
+        self.optimizers = [torch.optim.Adam(_free(net), lr=lr) for net in (self.student, self.auxiliary)]
+
+    def step(self) -> tuple[float, float]:
+        """The student's update, then the auxiliary's on fresh samples; returns both losses."""
+        labels = self.draw_labels()
+        z = self.generate(labels)
+        kept = ~z.detach().isnan().flatten(1).any(1)
+        z, labels = z[kept], labels[kept]
+        x_t, mask = self.remask(self.sample(z.detach()))
+        with torch.no_grad():
+            z_psi = self.auxiliary(self.auxiliary.table(x_t), labels)
+            z_phi = self.guided(x_t, labels)
+            g = self.gradient(z_psi, z_phi)
+        loss = self.distance(z, g, mask)
+        self.update(0, loss)
+        self.average()
+
+        labels = self.draw_labels()
+        with torch.no_grad():
+            x = self.sample(self.generate(labels))
+        x_t, mask = self.remask(x)
+        fit = self.cross_entropy(self.auxiliary(self.auxiliary.table(x_t), labels), x, mask)
+        self.update(1, fit)
+        return loss.item(), fit.item()
+
+    def draw_labels(self) -> Tensor:
+        """Uniform class labels [B]."""
+        return torch.randint(self.student.classes, (self.batch,))
+
+    def generate(self, labels: Tensor) -> Tensor:
+        """z_theta(x_init): r_init masks, random tokens elsewhere, noise on the embedding."""
+        drawn = torch.randint(self.student.V, (len(labels), self.student.L))
+        e = self.student.table(self.masked(drawn, torch.full((len(labels),), self.r_init))[0])
+        e = math.sqrt(1 - self.sigma**2) * e + self.sigma * torch.randn_like(e)
+        return self.student(e, labels)  # type: ignore[no-any-return]
+
+    def sample(self, z: Tensor) -> Tensor:
+        """Tokens [B L] in [0, V]."""
+        return torch.distributions.Categorical(logits=z, validate_args=False).sample()
+
+    def remask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its mask, the ratio arccos(u) / (pi / 2)."""
+        return self.masked(x, torch.rand(len(x)).arccos() / (math.pi / 2))
+
+    def masked(self, x: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """x with max(1, round(ratio L)) masks per sample at random places, and the mask [B L]."""
+        count = (ratio * self.student.L).round().clamp(min=1)
+        mask = torch.rand(x.shape).argsort(1) < count[:, None]
+        return torch.where(mask, self.student.V, x), mask
+
+    def guided(self, x_t: Tensor, labels: Tensor) -> Tensor:
+        """z_u + s (z_c - z_u) of one pass over 2B."""
+        e = self.teacher.table(torch.cat([x_t, x_t]))
+        z_c, z_u = self.teacher(e, torch.cat([labels, torch.full_like(labels, -1)])).chunk(2)
+        return z_u + self.scale * (z_c - z_u)  # type: ignore[no-any-return]
+
+    def gradient(self, z_psi: Tensor, z_phi: Tensor) -> Tensor:
+        """Gradient of (1 - beta) KL(phi, psi) + beta KL(psi, phi) in psi's logits, at all positions."""
+        z_psi, z_phi = z_psi.float(), z_phi.float()
+        p, q = z_psi.softmax(-1), z_phi.softmax(-1)
+        a = z_psi.log_softmax(-1) - z_phi.log_softmax(-1)
+        return (1 - self.beta) * (p - q) + self.beta * p * (a - (p * a).sum(-1, keepdim=True))
+
+    def distance(self, z: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        """Half the squared distance of z to its pseudo-target z - g, summed over masked positions, over B."""
+        target = (z.float() - g).detach()
+        return 0.5 * (functional.mse_loss(z.float(), target, reduction="none") * mask[..., None]).sum() / len(z)
+
+    def cross_entropy(self, z: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """Mean over the batch's masked positions."""
+        wanted = x.masked_fill(~mask, -100).flatten()
+        return functional.cross_entropy(z.float().flatten(0, 1), wanted, label_smoothing=self.label_smoothing)
+
+    def update(self, player: int, loss: Tensor) -> None:
+        """Backward, repair the gradients, Adam."""
+        self.optimizers[player].zero_grad()
+        self.backward(loss)
+        for group in self.optimizers[player].param_groups:
+            for p in group["params"]:
+                p.grad.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
+        self.optimizers[player].step()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one player."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """EMA, decay min(decay, (1 + k) / (10 + k))."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for mean, p in zip(self.ema.parameters(), self.student.parameters(), strict=True):
+            if p.requires_grad:
+                mean.sub_((1 - decay) * (mean - p))
+            else:
+                mean.copy_(p)
+
+
+def _free(net: nn.Module) -> Iterable[nn.Parameter]:
+    return [p for p in net.parameters() if p.requires_grad]
