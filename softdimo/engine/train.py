@@ -16,6 +16,7 @@ from softdimo.engine.algorithm import Algorithm, Distillation, Entry
 from softdimo.engine.ema import EMA
 from softdimo.engine.loop import Loop
 from softdimo.engine.player import Player
+from softdimo.engine.recompute import recompute
 from softdimo.engine.rng import seed_all
 from softdimo.errors import RecipeError
 from softdimo.files import load_strict, read_weights, save_weights
@@ -87,6 +88,11 @@ class Training:
             for layer in (net.layers() if isinstance(net, Teacher) else ()) or [net]:
                 layer.compile()
 
+    def _recompute(self, net: nn.Module) -> None:
+        """Activation checkpointing, which copies of the network inherit."""
+        if self.parts.recipe.hardware.activation_checkpointing:
+            recompute(net)
+
     def _ema(self, module: nn.Module) -> EMA:
         return EMA(module, self.settings.ema.half_lives, self.settings.ema.warmup)
 
@@ -102,6 +108,7 @@ class Training:
         parts.load(network, spec)
         self._start(network)
         network.requires_grad_(True)
+        self._recompute(network)
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
             needs_weights(recipe.tokenizer, "the tokenizer")
@@ -127,7 +134,7 @@ class Training:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
         needs_weights(parts.recipe.teacher, "the teacher")
-        parts.require_teacher()
+        self._recompute(parts.require_teacher())
         context = parts.context()
         student = context.copy_teacher()
         for net in (parts.require_teacher(), student):

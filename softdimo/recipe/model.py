@@ -185,6 +185,9 @@ class Hardware(Settings):
     when null. On a GPU all runs in one."""
     compile: bool = False
     """Compile the networks of a distillation with torch.compile, block by block."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the teacher's, student's and auxiliary's layers for the backward pass and compute the
+    rest anew there: less memory, about a third more time."""
 
 
 class Recipe(Settings):

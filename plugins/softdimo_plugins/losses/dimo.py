@@ -18,6 +18,7 @@ from softdimo.math.rollout import Roll
 from softdimo.math.schedules import Schedule, progress_at
 from softdimo.shapes import Mask, PerSample, Tokens, UnitLogits
 from softdimo.spec import Fraction, LossSpec, Player
+from softdimo_plugins.lora import Lora, LoraTeacher
 
 
 def ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -45,8 +46,9 @@ class DiMO(LossSpec):
     """Mask schedule of t; the teacher's when null."""
     ratios: Annotated[tuple[Fraction, Fraction], AfterValidator(ordered)] = (0.0, 1.0)
     """Mask ratios of x_t are kept within (Meissonic's code: 0.02 and 0.98). Equal ends: one ratio, for ablations."""
-    auxiliary: Literal["copy", "none"] = "copy"
-    """psi: a trainable copy of the teacher, or `none`: the student itself at x_t, without gradient (an ablation)."""
+    auxiliary: Literal["copy", "none"] | Lora = "copy"
+    """psi: a trainable copy of the teacher; `{use: lora, rank: 32}`: the teacher's own weights, frozen, with trainable
+    adapters; or `none`: the student itself at x_t, without gradient (an ablation)."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of psi's cross-entropy (the public code: 0.1, as its teacher was trained)."""
     share_t: bool = False
@@ -74,15 +76,19 @@ class DiMO(LossSpec):
         teacher = {"teacher at x_t": 1.0 if scales == {1.0} else 2.0}
         if self.player is None:
             return teacher | {"student at x_t": 1.0}
+        trained = 2.0 if isinstance(self.auxiliary, Lora) else 3.0  # the adapters' own passes are next to nothing
         if self.share_t:
-            return teacher | {"auxiliary, queried and trained": 3.0}
-        return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": 3.0 / self.player.every}
+            return teacher | {"auxiliary, queried and trained": trained}
+        return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": trained / self.player.every}
 
     def build(self, context: Context) -> DiMOTerm:
         """The term, with its psi."""
         if context.teacher is None:
             raise PluginError("the loss `dimo` needs a teacher: add a `teacher:` section to the recipe")
-        psi = None if self.auxiliary == "none" else context.copy_teacher()
+        if isinstance(self.auxiliary, Lora):
+            psi: Teacher | None = LoraTeacher(context.teacher, self.auxiliary)
+        else:
+            psi = None if self.auxiliary == "none" else context.copy_teacher()
         return DiMOTerm(self, context.teacher, psi, context.schedule)
 
 
@@ -139,12 +145,12 @@ class DiMOTerm:
 
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
         """Masked cross-entropy of psi on the student's samples (the MDM loss)."""
-        psi = self.auxiliary.train()
-        if self.spec.name in roll.shared:
+        if self.spec.name in roll.shared:  # psi stays in evaluation mode, in which its pass was made
             logits, target = roll.shared.pop(self.spec.name)
             loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.spec.label_smoothing)
         else:
             mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng, self.spec.ratios)
+            psi = self.auxiliary.train()
             loss, _ = mdm_loss(psi, x_t, roll.tokens, mask, roll.cond, self.spec.label_smoothing)
         return loss, {"auxiliary_ce": loss.detach()}
 
