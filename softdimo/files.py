@@ -21,7 +21,8 @@ from softdimo.math.digest import digest_state
 
 PARTIAL = ".partial"
 """Suffix of what is being written; hidden, and worthless once its writer is gone."""
-_DIGEST = "softdimo.sha256"
+DIGEST = "softdimo.sha256"
+"""Metadata of the files that `save_weights` writes."""
 
 
 @contextlib.contextmanager
@@ -96,7 +97,7 @@ def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] 
     """Write a state dict as safetensors with its digest, atomically."""
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt", _DIGEST: digest_state(plain)} | (metadata or {}))
+        save_file(plain, temporary, metadata={"format": "pt", DIGEST: digest_state(plain)} | (metadata or {}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
-            digest = (file.metadata() or {}).get(_DIGEST)
+            digest = (file.metadata() or {}).get(DIGEST)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}; {remedy}") from error
     if digest not in (None, digest_state(state)):

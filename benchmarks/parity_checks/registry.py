@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import maskgit
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -16,7 +17,9 @@ FAMILIES = (
 """Every family of the format; the longest one that begins a file's name is its family."""
 PARTS = ("trace", "dimo", "sampler")
 """What a recording can be of, beside the `model` itself."""
-TABLES: tuple[dict[tuple[str, str], Check], ...] = ()
+TABLES: list[dict[tuple[str, str], Check]] = [
+    maskgit.CHECKS,
+]
 
 
 def kind(path: Path) -> tuple[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -20,3 +23,33 @@ class ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Change the layout only."""
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, features: Sequence[int], headless: bool, *args: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x through `block(x, *args)` of each block, and the outputs of the blocks `features`, in their order.
+
+    `headless` stops after the last feature. ValueError for a feature that is no block.
+    """
+    if any(not 0 <= i < len(blocks) for i in features):
+        raise ValueError(f"features {tuple(features)}: this network has blocks 0 to {len(blocks) - 1}")
+    seen: dict[int, Tensor] = {}
+    for i in range(max(features, default=-1) + 1 if headless else len(blocks)):
+        x = blocks[i](x, *args)
+        if i in features:
+            seen[i] = x
+    return x, tuple(seen[i] for i in features)
+
+
+def soft_rows(
+    table: Float[Tensor, "rows D"], probs: Float[Tensor, "*units V"], mask: Bool[Tensor, "*units"] | None
+) -> Float[Tensor, "*units D"]:
+    """E^T p over the first V rows of a table, in the table's precision; row V where masked."""
+    V = probs.shape[-1]
+    with full_precision(probs.device):
+        probs = probs.to(table.dtype)
+        if mask is None:
+            return probs @ table[:V]
+        e = probs.masked_fill(mask[..., None], 0) @ table[:V]
+        return e + mask[..., None].to(e.dtype) * table[V]
