@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -156,3 +157,13 @@ def measure(metric, real, fake, cond=None, batch=10_000):
     for part in fake.split(batch):
         metric.update(images(part), cond or labels(len(part)))
     return metric.result()
+
+
+def variant(base, **members):
+    """A subclass with some members replaced."""
+    return type("Variant", (base,), members)
+
+
+def refused(message):
+    """The block raises an AssertionError that says this (a regular expression)."""
+    return pytest.raises(AssertionError, match=message)

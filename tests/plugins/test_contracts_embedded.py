@@ -1,37 +1,134 @@
-"""Every embedded network and reward keeps the contract of its kind, in each of its shapes."""
+"""Every component that pyproject.toml names keeps the contract of its kind, as it is by default and in other shapes.
 
+A new one is checked as `--smoke` would make it; what cannot be built so, or has more shapes, has settings in `CASES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from softdimo.kinds import ImageShape
-from softdimo.testing import check_reward, check_teacher, check_tokenizer, context
-from softdimo_plugins.features.cnn import CNN
-from softdimo_plugins.rewards.class_log_prob import ClassLogProb
-from softdimo_plugins.rewards.connected import Connected
-from softdimo_plugins.teachers.compact import Compact
-from softdimo_plugins.tokenizers.conv import ConvLFQ, ConvVQ
+from softdimo import registry, testing
+from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.spec import Spec
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+CNN = {"use": "cnn", "width": 4, "features": 8}
+TWO_BITS = {"tokens": TokenShape(1, 2, 1, 2)}
+ONE_GROUP = {"tokens": TokenShape(2, 3, 1, 5)}
+CASES: dict[str, list[dict[str, Any]]] = {
+    "teacher compact": [{"width": 16}, {"width": 16, "local": False}, {"width": 24, "heads": 3, "depth": 1}],
+    "teacher tabular": [{"joint": (0.4, 0.1, 0.1, 0.4), "context": TWO_BITS}],
+    "teacher maskgit": [
+        {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "context": ONE_GROUP},
+        {"width": 24, "depth": 1, "heads": 3, "mlp": 8, "classes": 3, "context": ONE_GROUP},
+    ],
+    "tokenizer conv_vq": [
+        {"width": 8, "patch": patch, "context": {"image": ImageShape(channels, 8, 12)}}
+        for patch in (2, 4)
+        for channels in (1, 3)
+    ],
+    "tokenizer conv_lfq": [
+        {"width": 8, "patch": patch, "context": {"image": ImageShape(channels, 8, 12)}}
+        for patch in (2, 4)
+        for channels in (1, 3)
+    ],
+    "features cnn": [{}, {"width": 4, "depth": 2}, {"width": 4, "context": {"image": ImageShape(3, 8, 12)}}],
+    "loss dimo": [
+        {},
+        {"share_t": True},
+        {"jacobian": "student"},
+        {"normalization": "mean_masked"},
+        {"auxiliary": "none", "player": None},
+    ],
+    "loss gan": [
+        {"discriminator": {"use": "teacher_features", "hidden": 8}},
+        {"discriminator": {"use": "teacher_features", "hidden": 8}, "loss": "hinge", "r1": 0.1},
+        {"discriminator": {"use": "projected", "features": CNN, "hidden": 8}},
+    ],
+    "loss reward": [{"rewards": [{"reward": {"use": "class_log_prob", "classifier": CNN}}]}],
+    "discriminator projected": [{"features": CNN}],
+    "reward class_log_prob": [{"classifier": CNN}],
+    "sampler maskgit": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}, {"steps": 12, "temperature": 0.7}],
+    "sampler random_order": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}],
+    "sampler one_step": [{}, {"top_k": 3}, {"top_p": 0.5, "temperature": 2.0}],
+    "search tteo": [{}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2}],
+    "search best_of_n": [{}, {"n": 1, "decode": "soft"}],
+    "data animals": [{}, {"mirror": False}],
+    "data digits": [{}, {"condition": "digit"}],
+    "data folder": [{"path": "pictures", "size": 8}, {"path": "pictures", "channels": 1, "held_out": 0.4}],
+} | {
+    f"metric {name}": [{"features": CNN}]
+    for name in ("frechet", "inception_score", "precision_recall", "density_coverage", "accuracy")
+}  # fmt: skip
 
 
-def made(spec, **changes):
+def components() -> dict[str, str]:
+    """`kind name` -> `module:Class`."""
+    groups = {group.removeprefix("softdimo."): entries for group, entries in PROJECT["entry-points"].items()}
+    return {f"{kind} {name}": target for kind, entries in groups.items() for name, target in entries.items()}
+
+
+def check(kind: str, spec: Spec, here: Context) -> None:
+    """The contract of one kind."""
+    if kind in ("metric", "data"):
+        {"metric": testing.check_metric, "data": testing.check_data}[kind](spec.build)
+        return
     torch.manual_seed(0)
-    return spec.build(replace(context(), **changes))
+    built = spec.build(here)
+    checks: dict[str, Callable[[], None]] = {
+        "teacher": lambda: testing.check_teacher(built),
+        "tokenizer": lambda: testing.check_tokenizer(built, here.image),
+        "features": lambda: testing.check_features(built, here.image),
+        "reward": lambda: testing.check_reward(built),
+        "discriminator": lambda: testing.check_discriminator(built, here),
+        "sampler": lambda: testing.check_sampler(built, here),
+        "search": lambda: testing.check_search(built, here),
+        "loss": lambda: testing.check_loss(built, here),
+    }
+    checks[kind]()
 
 
-@pytest.mark.parametrize("settings", [{}, {"local": False}, {"width": 24, "heads": 3, "depth": 1}])
-def test_teacher(settings):
-    check_teacher(made(Compact(**({"width": 16} | settings))))
+@pytest.mark.parametrize(
+    ("what", "settings"),
+    [
+        pytest.param(what, settings, id=f"{what.replace(' ', '-')}-{i}")
+        for what in components()
+        for i, settings in enumerate(CASES.get(what, [{"smoke": True}]))
+    ],
+)
+def test_it_keeps_its_contract(what, settings, tmp_path, monkeypatch):
+    kind, name = what.split()
+    if name == "pixels":
+        pytest.importorskip("timm")
+    if name == "folder":
+        pictures(tmp_path / "pictures")
+        monkeypatch.chdir(tmp_path)
+    target = components()[what]
+    module, _, cls = target.partition(":")
+    settings = dict(settings)
+    here, smoke = replace(testing.context(), **settings.pop("context", {})), settings.pop("smoke", False)
+    spec = getattr(importlib.import_module(module), cls).model_validate({"use": name, **settings})
+    check(kind, spec.smoke() if smoke else spec, here)
 
 
-@pytest.mark.parametrize("spec", [ConvVQ, ConvLFQ])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("patch", [2, 4])
-def test_tokenizer(spec, channels, patch):
-    image = ImageShape(channels, 8, 12)
-    check_tokenizer(made(spec(patch=patch, width=8), image=image).eval(), image)
+def pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, n in (("ant", 9), ("bee", 6), ("cow", 5)):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
 
 
-def test_rewards():
-    check_reward(made(Connected()))
-    check_reward(made(ClassLogProb(classifier=CNN(width=4))), image=(8, 12))
+def test_every_kind_is_checked_and_every_case_is_of_something():
+    assert {what.split()[0] for what in components()} == set(registry.KINDS)
+    assert set(CASES) <= set(components())
