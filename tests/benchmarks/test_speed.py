@@ -131,9 +131,9 @@ def test_a_clock_counts_inner_phases_for_themselves():
         took = time.perf_counter() - begin
     work.outer()
     assert set(clock.seconds) == {"outer", "inner 1"}
-    assert 0.03 <= clock.seconds["inner 1"] < 0.5
+    assert clock.seconds["inner 1"] >= 0.03
     assert clock.seconds["outer"] >= 0.02
-    assert sum(clock.seconds.values()) < 0.5
+    assert sum(clock.seconds.values()) <= took
 
 
 def test_peak_memory_is_of_what_lives_together():
