@@ -115,17 +115,17 @@ class DiMOTerm:
             aux = self._query(roll, x_t, mask)
         if spec.share_t:
             roll.shared[spec.name] = (aux, roll.tokens[mask])
+        z = roll.logits[mask]
         with torch.no_grad():
             p = aux.detach()
             q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, self._scale(mask), at=mask)
-            z = roll.logits[mask].detach()
             g = spec.divergence.gradient(p, q) if spec.jacobian == "auxiliary" else softmax_gradient(z, p, q)
             counts = mask.sum((1, 2))
             value = spec.divergence.value(p, q)
-        loss = surrogate(roll.logits[mask], g, len(mask), spec.normalization, counts)
+        loss = surrogate(z, g, len(mask), spec.normalization, counts)
         return loss, {
             "divergence": value.mean(),
-            "student_entropy": entropy(z).mean(),
+            "student_entropy": entropy(z.detach()).mean(),
             "auxiliary_entropy": entropy(p).mean(),
             "teacher_entropy": entropy(q).mean(),
         }
