@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import maskgit
+from . import halton, maskgit, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -19,6 +19,8 @@ PARTS = ("trace", "dimo", "sampler")
 """What a recording can be of, beside the `model` itself."""
 TABLES: list[dict[tuple[str, str], Check]] = [
     maskgit.CHECKS,
+    halton.CHECKS,
+    vqgan.CHECKS,
 ]
 
 

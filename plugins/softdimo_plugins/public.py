@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
+from softdimo.errors import WeightsError
 from softdimo.spec import NetworkSpec, RecipeRef, Weights
-from softdimo.weights import Published, load_published
+from softdimo.weights import Published, load_published, made_here
 
 
 class PublicSpec(NetworkSpec):
@@ -29,3 +31,23 @@ class PublicSpec(NetworkSpec):
     def without_public_weights(self) -> dict[str, Weights | bool | None]:
         """For a tiny version: random weights instead of those of a file, whose sizes are others; a recipe stays."""
         return {} if self.weights is None or isinstance(self.weights, RecipeRef) else {"weights": None, "fresh": True}
+
+
+class PublicTransformer(PublicSpec):
+    """A published transformer. Its weights do not show the number of heads: another one loads, and means nothing."""
+
+    public_heads: ClassVar[Mapping[tuple[int, int], int]]
+    """(width, depth) -> heads of the public weights."""
+    width: int
+    depth: int
+    heads: int
+
+    def load_weights(self, module: nn.Module, path: Path) -> None:
+        """As above; WeightsError also where weights of a public size, not made here, meet another number of heads."""
+        heads = self.public_heads.get((self.width, self.depth), self.heads)
+        if heads != self.heads and not made_here(path):
+            raise WeightsError(
+                f"{path}: {self.published.model} of width {self.width} and depth {self.depth} has {heads} heads, which "
+                f"its weights do not show; the recipe says heads: {self.heads}. Change it to heads: {heads}"
+            )
+        super().load_weights(module, path)

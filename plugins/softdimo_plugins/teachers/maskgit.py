@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import torch
@@ -12,19 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softdimo.errors import RecipeError, WeightsError
+from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import Fraction
-from softdimo.weights import Published, Shapes, count, made_here
+from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.layers import run_blocks, soft_rows
-from softdimo_plugins.public import PublicSpec
+from softdimo_plugins.public import PublicTransformer
 
 EPS = 1e-12
 """Of the layer norms before and after the stack; those of the blocks have torch's own."""
-HEADS = {(768, 24): 16}
-"""(width, depth) -> heads of the public weights, which do not show them: other numbers load, and mean nothing."""
 
 
 def sizes(shapes: Shapes) -> dict[str, int]:
@@ -39,7 +36,7 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }
 
 
-class MaskGit(PublicSpec):
+class MaskGit(PublicTransformer):
     """Bidirectional transformer over the tokens and a class token; tokens and classes share a table, tied to the head.
 
     The public network has one more output than there are codes, for the mask id; here the mask is an input only, and
@@ -49,6 +46,7 @@ class MaskGit(PublicSpec):
     published: ClassVar[Published] = Published(
         "MaskGit-PyTorch v1.0", sizes, under="model_state_dict", renames=((r"\.mha\.in_proj_", ".mha.in_proj."),)
     )
+    public_heads: ClassVar[dict[tuple[int, int], int]] = {(768, 24): 16}
     width: Annotated[int, Field(ge=8)] = 768
     """Width D of the sequence."""
     depth: Annotated[int, Field(ge=1)] = 24
@@ -68,16 +66,6 @@ class MaskGit(PublicSpec):
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return MaskGitTeacher(self, shape)
-
-    def load_weights(self, module: nn.Module, path: Path) -> None:
-        """As for every public network; WeightsError also where the public weights meet another number of heads."""
-        heads = HEADS.get((self.width, self.depth), self.heads)
-        if heads != self.heads and not made_here(path):
-            raise WeightsError(
-                f"{path}: {self.published.model} of width {self.width} and depth {self.depth} has {heads} heads, which "
-                f"its weights do not show; the recipe says heads: {self.heads}. Change it to heads: {heads}"
-            )
-        super().load_weights(module, path)
 
     def smoke(self) -> Self:
         """Two narrow blocks, with random weights instead of a file's."""
