@@ -44,7 +44,7 @@ class Published:
     beside: tuple[str, ...] = ()
     """Prefixes of what the file holds beside this network: networks of its training, buffers that can be computed."""
     tied: tuple[tuple[str, str], ...] = ()
-    """Pairs of keys that are one tensor here, and must be equal in the file."""
+    """(key, other key) that are one tensor: equal where the file has both, and the first may be missing."""
 
     def rename(self, key: str) -> str:
         """Our name of a public key, without what wraps it."""
@@ -93,7 +93,7 @@ def load_published(module: nn.Module, path: Path, published: Published) -> None:
         here, there = (", ".join(f"{name}: {s[name]}" for name in other) for s in (ours, theirs))
         raise WeightsError(f"{path} is {published.model} with {there}; the recipe says {here}. Change it to {there}")
     for a, b in published.tied:
-        if a in state and b in state and not torch.equal(state[a], state[b]):
+        if b in state and not torch.equal(state.setdefault(a, state[b]), state[b]):
             raise WeightsError(f"{path}: `{a}` and `{b}` differ, but {published.model} has them as one tensor")
     load_strict(module, state, path)
 

@@ -88,9 +88,11 @@ class Case:
         self.unread.discard(name)
         return self.tensors[name]
 
-    def near(self, name: str, value: Tensor, tolerance: float = ABSOLUTE, relative: bool = False) -> None:
+    def near(
+        self, name: str, value: Tensor, tolerance: float = ABSOLUTE, relative: bool = False, expected: Any = None
+    ) -> None:
         """Record the largest difference of `value` from the recorded `name`, over the largest entry if `relative`."""
-        expected = self[name]
+        expected = self[name] if expected is None else torch.as_tensor(expected)
         if value.shape != expected.shape:
             raise ValueError(f"{name}: shape {list(value.shape)}, but {list(expected.shape)} is recorded")
         error = (value.detach().double() - expected.double()).abs().max().item()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskgit, vqgan
+from . import halton, maskgit, schedules, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -21,6 +21,7 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     maskgit.CHECKS,
     halton.CHECKS,
     vqgan.CHECKS,
+    schedules.CHECKS,
 ]
 
 

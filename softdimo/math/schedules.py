@@ -16,7 +16,7 @@ and cosine for Meissonic. `uniform` differs from `linear` in `reveal_counts` onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -102,6 +102,21 @@ def masked_counts(name: Schedule, steps: int, units: int) -> list[int]:
     for i, n in enumerate((ratio * units).floor().tolist()[1:], start=1):
         counts.append(min(max(int(n), steps - i), counts[-1] - 1))
     return counts
+
+
+def committed_counts(name: Schedule, progress: Sequence[float], units: int) -> list[int]:
+    """Units committed after each step i, as the newer PyTorch MaskGIT counts: max(i + 1, floor(units (1 - r(u_i)))).
+
+    `progress` holds u_i in [0, 1], one per step: i / (steps - 1) in its sampler by confidence, (i + 1) / steps in its
+    Halton sampler. In float64; the last step commits the rest. A step may commit none where the schedule is concave.
+
+    Raises:
+        RecipeError: no steps, or more steps than units.
+    """
+    _check_steps(len(progress), units)
+    shown = (1 - mask_ratio(name, torch.tensor(progress, dtype=torch.float64))) * units
+    counts = [max(i + 1, int(n)) for i, n in enumerate(shown.floor().tolist())]
+    return [*counts[:-1], units]
 
 
 def _check_steps(steps: int, units: int) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from softdimo.kinds import Cond, Teacher
 from softdimo.math.guidance import Guidance, guided_logits
+from softdimo.math.rollout import categorical
 from softdimo.math.schedules import Schedule, reveal_counts
+from softdimo.shapes import Tokens
 from softdimo.spec import Positive, Spec
 
 
@@ -65,6 +67,20 @@ class Iterative(Spec):
             x = tokens.view(B, net.shape.L, net.shape.G)
             z = guided_logits(net, net.embed(x), cond, self.scale(step), at=at.view_as(x))
         return z.view(B, -1, V) / self.temperature
+
+    @torch.no_grad()
+    def in_order(self, net: Teacher, cond: Cond, order: Int[Tensor, "B units"], rng: torch.Generator) -> Tokens:
+        """Tokens [B L G] in [0, V), units revealed in this order. The head runs where a step reveals, nowhere else."""
+        tokens = blank(net, cond)
+        first = 0
+        for step, n in enumerate(self.counts(net)):
+            if n == 0:
+                continue
+            unit = order[:, first : first + n].sort(1).values
+            at = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, unit, True)
+            tokens.scatter_(1, unit, categorical(self.predict(net, tokens, cond, at, step), rng))
+            first += n
+        return tokens.view(len(cond), net.shape.L, net.shape.G)
 
 
 def blank(net: Teacher, cond: Cond) -> Int[Tensor, "B units"]:

@@ -33,6 +33,8 @@ class MaskGIT(Iterative):
         """Tokens [B L G] in [0, V). Logits are computed at masked units only."""
         tokens = blank(net, cond)
         for step, n in enumerate(self.counts(net)):
+            if n == 0:
+                continue
             masked = tokens == net.shape.V
             units = masked.nonzero()[:, 1].view(len(cond), -1)
             z = self.predict(net, tokens, cond, masked, step)
