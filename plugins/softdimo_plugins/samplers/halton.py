@@ -50,7 +50,7 @@ class Halton(Iterative):
     def factor(self, step: int) -> float:
         """What multiplies the logits at a step."""
         first, last = self.sharpness
-        sharpness = float(first + (last - first) * step / max(1, self.steps - 1)) ** self.power
+        sharpness: float = (first + (last - first) * step / max(1, self.steps - 1)) ** self.power
         return sharpness / 2 if step < self.warmup else sharpness
 
     def predict(
