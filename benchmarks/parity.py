@@ -12,8 +12,6 @@ from pathlib import Path
 
 from parity_checks.registry import find, kind, run
 
-from softdimo.errors import SoftdimoError
-
 
 def report(path: Path) -> bool | None:
     """Check one recording and print what was found: passed, failed, or (None) skipped."""
@@ -23,7 +21,7 @@ def report(path: Path) -> bool | None:
         return None
     try:
         case = run(path, check)
-    except (SoftdimoError, ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
+    except Exception as error:  # a check that breaks has failed; the others go on
         print(f"FAILED  {path.stem}: {type(error).__name__}: {error}")
         return False
     passed = all(gap.ok for gap in case.gaps)
