@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskgit, schedules, vqgan
+from . import halton, maskbit, maskgit, schedules, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -22,6 +22,7 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     halton.CHECKS,
     vqgan.CHECKS,
     schedules.CHECKS,
+    maskbit.CHECKS,
 ]
 
 

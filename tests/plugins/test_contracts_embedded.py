@@ -27,10 +27,28 @@ TWO_BITS = {"tokens": TokenShape(1, 2, 1, 2)}
 ONE_GROUP = {"tokens": TokenShape(2, 3, 1, 5)}
 CASES: dict[str, list[dict[str, Any]]] = {
     "teacher compact": [{"width": 16}, {"width": 16, "local": False}, {"width": 24, "heads": 3, "depth": 1}],
+    "teacher maskbit": [
+        {"width": 16, "depth": 2, "heads": 2, "mlp": 32, "context": {"tokens": TokenShape(2, 3, groups, 4)}}
+        | {"pre_norm": pre_norm}
+        for groups in (1, 2, 3)
+        for pre_norm in (False, True)
+    ],
     "teacher tabular": [{"joint": (0.4, 0.1, 0.1, 0.4), "context": TWO_BITS}],
     "teacher maskgit": [
         {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "context": ONE_GROUP},
         {"width": 24, "depth": 1, "heads": 3, "mlp": 8, "classes": 3, "context": ONE_GROUP},
+    ],
+    "teacher halton": [
+        {"width": 16, "depth": 2, "heads": 3, "hidden": 24, "context": ONE_GROUP},
+        {"width": 24, "depth": 1, "heads": 2, "registers": 0, "classes": 3, "context": ONE_GROUP},
+    ],
+    "tokenizer vqgan": [
+        {"width": 32, "latent": 8, "dim": 6, "codebook": 9, "multipliers": (1, 2), "blocks": 1, "resolution": 8,
+         "attention": (4,), "context": {"image": ImageShape(channels, 8, 12)}}
+        for channels in (1, 3)
+    ],
+    "tokenizer llamagen_vq": [
+        {"width": 32, "latent": 8, "dim": 6, "codebook": 9, "multipliers": (1, 1, 1), "blocks": 1}
     ],
     "tokenizer conv_vq": [
         {"width": 8, "patch": patch, "context": {"image": ImageShape(channels, 8, 12)}}
@@ -41,6 +59,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"width": 8, "patch": patch, "context": {"image": ImageShape(channels, 8, 12)}}
         for patch in (2, 4)
         for channels in (1, 3)
+    ],
+    "tokenizer maskbit_lfq": [
+        {"width": 32, "blocks": 1, "bits": bits, "groups": groups, "multipliers": (1, 2, 1)}
+        | {"resample": resample, "context": {"image": ImageShape(channels, 8, 12)}}
+        for bits, groups, resample, channels in ((4, 2, True, 3), (3, 1, False, 1), (6, 3, True, 1))
     ],
     "features cnn": [{}, {"width": 4, "depth": 2}, {"width": 4, "context": {"image": ImageShape(3, 8, 12)}}],
     "loss dimo": [
@@ -59,6 +82,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "discriminator projected": [{"features": CNN}],
     "reward class_log_prob": [{"classifier": CNN}],
     "sampler maskgit": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}, {"steps": 12, "temperature": 0.7}],
+    "sampler maskbit": [
+        {"steps": 1}, {"steps": 4}, {"steps": 12, "guidance": {"scale": 2.0, "ramp": "constant"}, "temperature": 0.7},
+    ],
+    "sampler halton": [
+        {"steps": 1}, {"steps": 4, "guidance": {"scale": 1.0}, "randomize": True},
+        {"steps": 12, "sharpness": (0.5, 2.0), "power": 2.0, "warmup": 2, "top_k": 3, "randomize": True},
+    ],
+    "sampler halton_confidence": [{"steps": 4}, {"steps": 12, "schedule": "root", "guidance": {"scale": 2.0}}],
+    "sampler theta_trapezoidal": [
+        {"steps": 1}, {"steps": 4, "theta": 0.3, "guidance": {"scale": 2.0, "ramp": "linear"}, "temperature": 0.7},
+    ],
     "sampler random_order": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}],
     "sampler one_step": [{}, {"top_k": 3}, {"top_p": 0.5, "temperature": 2.0}],
     "search tteo": [{}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2}],

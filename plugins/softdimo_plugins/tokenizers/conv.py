@@ -16,6 +16,7 @@ from softdimo.kinds import Cond, Context, ImageShape, Logs, Tokenizer, TokenShap
 from softdimo.math.precision import wide
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
+from softdimo_plugins.bits import classes, signs
 from softdimo_plugins.layers import ChannelsLast, full_precision
 from softdimo_plugins.tokenizers.codebook import Codebook
 
@@ -236,10 +237,7 @@ class ConvLFQTokenizer(ConvTokenizer):
     def __init__(self, spec: ConvLFQ, image: ImageShape) -> None:
         super().__init__(spec, image, spec.bits)
         self.entropy = spec.entropy
-        per_group = spec.bits // spec.groups
-        signs = 2 * (torch.arange(2**per_group)[:, None] >> torch.arange(per_group) & 1) - 1
-        self.register_buffer("codes", signs.float(), persistent=False)
-        self.register_buffer("powers", 2 ** torch.arange(per_group), persistent=False)
+        self.register_buffer("codes", signs(spec.bits // spec.groups), persistent=False)
 
     def table(self) -> Tensor:
         """[G V bits / G], the same signs in every group; bit i of class v is (v >> i) & 1."""
@@ -247,7 +245,7 @@ class ConvLFQTokenizer(ConvTokenizer):
 
     def quantize(self, z: Tensor) -> Tokens:
         """Bits z > 0, read as binary numbers."""
-        return (self._groups(z > 0) * self.get_buffer("powers")).sum(-1)
+        return classes(self._groups(z > 0))
 
     def _groups(self, z: Tensor) -> Tensor:
         """[B L bits] -> [B L G bits/G]."""
@@ -263,9 +261,9 @@ class ConvLFQTokenizer(ConvTokenizer):
         if progress < self.spec.pretrain:
             loss = self.reconstruction(z.tanh(), img)
             return loss, {"reconstruction": loss.detach()}
-        signs = torch.where(z > 0, 1.0, -1.0)
+        hard = torch.where(z > 0, 1.0, -1.0)
         soft = z.tanh()
-        reconstruction = self.reconstruction(soft + (signs - soft).detach(), img)
+        reconstruction = self.reconstruction(soft + (hard - soft).detach(), img)
         log_p = (2 * self._groups(z) @ self.codes.T).log_softmax(-1)
         p = log_p.exp()
         mean = p.mean((0, 1)).clamp(min=1e-12)  # log of it has a gradient
