@@ -166,7 +166,9 @@ class Discriminator(nn.Module, ABC):
     """Scores for real against generated. Its parameters are its trainable ones; a frozen trunk is not registered."""
 
     space: ClassVar[str] = "embedding"
-    """`embedding`: x is [B L D] in the teacher's input space, re-masked at `ratio`. `pixels`: x is [B C H W]."""
+    """`embedding`: x is [B L D] in the teacher's input space, re-masked at `ratio`. `pixels`: x is [B C H W].
+
+    Its settings say the same (`space: ClassVar[str]`), for `explain` and the report, which build nothing."""
 
     @abstractmethod
     def forward(self, x: Tensor, ratio: PerSample, cond: Cond) -> Float[Tensor, "B heads"]:

@@ -283,6 +283,10 @@ class LossSpec(Spec):
     weight: float | GradientRatio = 1.0
     """Constant, or `{ratio: 0.3, of: dimo}`."""
 
+    def objective(self) -> tuple[str, str]:
+        """Equation and source of these settings; those of the class unless overridden."""
+        return self.equation, self.source
+
     def passes(self) -> dict[str, float]:
         """Passes of a backbone per sample and iteration, by what they are for; empty where none are known.
 

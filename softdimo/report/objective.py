@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from softdimo.errors import PluginError
 from softdimo.report.equation import weighted_sum
 from softdimo.report.scale import number
+from softdimo.spec import LossSpec
 
 FITS = {
     "teacher": (
@@ -94,18 +97,29 @@ def _view(term: Mapping[str, Any]) -> TermView:
     cls = _class(use)
     shown = cls.__name__.removesuffix("Loss") if cls is not None and name == kind else name
     weight, rule = _weight(term.get("weight", 1.0), shown)
+    equation, source = _said(cls, term)
     return TermView(
         name=name,
         use=use,
         symbol=f"L_{{{shown}}}",
         weight=weight,
         rule=rule,
-        equation=getattr(cls, "equation", ""),
-        source=getattr(cls, "source", ""),
+        equation=equation,
+        source=source,
         about=" ".join((cls.__doc__ or "").strip().split("\n\n")[0].split()) if cls is not None else "",
         file=f"{cls.__module__.replace('.', '/')}.py" if cls is not None else "",
         player=term.get("player") or {},
     )
+
+
+def _said(cls: type | None, term: Mapping[str, Any]) -> tuple[str, str]:
+    """Equation and source: of these settings, or of the class where it no longer takes them."""
+    if cls is None or not issubclass(cls, LossSpec):
+        return "", ""
+    try:
+        return cls.model_validate(term).objective()
+    except ValidationError:
+        return cls.equation, cls.source
 
 
 def _weight(weight: Any, shown: str) -> tuple[str, str]:

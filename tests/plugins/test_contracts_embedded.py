@@ -119,6 +119,8 @@ def check(kind: str, spec: Spec, here: Context) -> None:
         return
     torch.manual_seed(0)
     built = spec.build(here)
+    if kind == "discriminator":
+        assert built.space == spec.space, "settings and network must name one space"
     checks: dict[str, Callable[[], None]] = {
         "teacher": lambda: testing.check_teacher(built),
         "tokenizer": lambda: testing.check_tokenizer(built, here.image),

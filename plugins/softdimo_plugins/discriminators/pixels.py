@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from softdimo.spec import NetworkSpec
 class Pixels(NetworkSpec):
     """Multi-scale features of a timm backbone, a 1x1 projection with class conditioning per scale."""
 
+    space: ClassVar[str] = "pixels"
     backbone: str = "resnet10t"
     """Any timm model that supports `features_only`."""
     pretrained: bool = False
@@ -52,7 +53,7 @@ class Pixels(NetworkSpec):
 class PixelHeads(Discriminator):
     """[B C H W] in [0, 1] -> [B stages]; projection conditioning on the class."""
 
-    space = "pixels"
+    space = Pixels.space
 
     def __init__(self, backbone: nn.Module, classes: int, spec: Pixels) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ class Projected(NetworkSpec):
     The features must not be those that the evaluation measures with; an evaluation refuses that.
     """
 
+    space: ClassVar[str] = "pixels"
     features: Annotated[NetworkSpec, component("features")]
     """The frozen network."""
     hidden: int = 128
@@ -31,7 +32,7 @@ class Projected(NetworkSpec):
 class ProjectedHead(Discriminator):
     """[B C H W] in [0, 1] -> [B 1]; the frozen network is held, not registered."""
 
-    space = "pixels"
+    space = Projected.space
 
     def __init__(self, features: Features, classes: int, hidden: int) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from softdimo.spec import NetworkSpec
 class TeacherFeatures(NetworkSpec):
     """Per block: LayerNorm, linear, add an embedding of the mask ratio, SiLU, linear per token, mean over tokens."""
 
+    space: ClassVar[str] = "embedding"
     trunk: ClassVar[bool] = True
     """It runs the frozen backbone."""
     blocks: Annotated[tuple[int, ...], Field(min_length=1)] | None = None

@@ -17,10 +17,16 @@ from softdimo.shapes import Mask, PerSample, Probs
 from softdimo.spec import Fraction, LossSpec, NetworkSpec, NonNegative, Optimizer, Player, component
 
 
-class GAN(LossSpec):
-    """E[-log D(e_r, r)] on the student's soft embeddings; D sees real and generated sequences under the same mask."""
+EQUATIONS = {
+    "embedding": ("E_r", "e_r, r, c", ",  e = E^T p_theta"),
+    "pixels": ("E", "x, c", ",  x = Dec(E_dec^T p_theta)"),
+}
+"""Space -> what is averaged over, what D sees, and what that is."""
 
-    equation: ClassVar[str] = "E_r[softplus(-D(Emb(x)_r, r, c))],  x = E^T p_theta"
+class GAN(LossSpec):
+    """A discriminator tells relaxed samples from real ones: soft embeddings under the same mask, or decoded images."""
+
+    equation: ClassVar[str] = "E_r[softplus(-D(x, r, c))]"
     source: ClassVar[str] = "Soft-Di[M]O (arXiv 2509.22925), Algorithm 1"
 
     discriminator: Annotated[NetworkSpec, component("discriminator")]
@@ -37,6 +43,13 @@ class GAN(LossSpec):
     """How the discriminator trains."""
 
     def passes(self) -> dict[str, float]:
+    def objective(self) -> tuple[str, str]:
+        """In the space that the discriminator's settings name; where they name none, x is left open."""
+        space: str = getattr(self.discriminator, "space", "")
+        mean, seen, where = EQUATIONS.get(space, ("E_r", "x, r, c", ""))
+        value = f"softplus(-D({seen}))" if self.loss == "non_saturating" else f"-D({seen})"
+        return f"{mean}[{value}]{where}", self.source + (", on decoded images" if space == "pixels" else "")
+
         """A discriminator with a frozen trunk: there and back for the student, real and generated for the heads."""
         if not getattr(self.discriminator, "trunk", False):
             return {}
