@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -53,12 +54,12 @@ $usage"""
 _TEST = """\
 from softdimo.testing import check_$kind, context
 
-from $package.$kind import $cls
+from $package import $kind
 
 
-def test_contract():
+def test_contract() -> None:
     here = context()
-    check_$kind($cls().build(here)$extra)
+    check_$kind($kind.$cls().build(here)$extra)
 """
 
 _REWARD = '''\
@@ -90,8 +91,8 @@ from typing import ClassVar
 
 from softdimo.kinds import Batch, Context, Logs
 from softdimo.math.rollout import Roll
-from softdimo.spec import LossSpec
-from torch import Tensor
+from softdimo.spec import LossSpec, Player
+from torch import Tensor, nn
 
 
 class $cls(LossSpec):
@@ -108,8 +109,8 @@ class $cls(LossSpec):
 class ${cls}Term:
     """What the engine calls. A term that owns a trainable network puts it in `critic`, and its `Player` in `player`."""
 
-    critic = None
-    player = None
+    critic: nn.Module | None = None
+    player: Player | None = None
 
     def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
         """Scalar loss for the student, before the term's weight, and scalars for the log."""
@@ -211,7 +212,7 @@ _EXTRA = {"reward": "", "loss": ", here", "teacher": ""}
 def scaffold(kind: str, name: str, out: Path | None = None) -> Path:
     """Write a plugin package for a `reward`, `loss` or `teacher` and return its folder, `softdimo-<name>` by default.
 
-    Raises PluginError for a name that is not an identifier or is installed already, and for a folder that is not empty.
+    Raises PluginError for a name that is not an identifier or that is taken, and for a folder that is not empty.
     """
     if kind not in _BODY:
         raise PluginError(f"`softdimo new` writes {', '.join(_BODY)}, not `{kind}`")
@@ -221,13 +222,19 @@ def scaffold(kind: str, name: str, out: Path | None = None) -> Path:
     if owners:
         raise PluginError(f"{owners[0]} has a {kind} called `{name}` already; choose another name")
     dist = f"softdimo-{name.strip('_').replace('_', '-')}"
+    package = f"softdimo_{name.strip('_')}"
+    if find_spec(package) is not None:
+        raise PluginError(f"there is a package {package} already; choose another name than `{name}`")
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    if re.search(rf"\b{cls}\b", _BODY[kind]):  # the module imports something of that name
+        cls += kind.capitalize()
     folder = out if out is not None else Path(dist)
     values = {
         "kind": kind,
         "name": name,
         "dist": dist,
-        "package": f"softdimo_{name.strip('_')}",
-        "cls": "".join(part.capitalize() for part in name.split("_")),
+        "package": package,
+        "cls": cls,
         "extra": _EXTRA[kind],
         "api": str(API_VERSION),
         "version": __version__,
