@@ -16,12 +16,12 @@ from softdimo.math.rollout import Roll
 from softdimo.shapes import Mask, PerSample, Probs
 from softdimo.spec import Fraction, LossSpec, NetworkSpec, NonNegative, Optimizer, Player, component
 
-
 EQUATIONS = {
     "embedding": ("E_r", "e_r, r, c", ",  e = E^T p_theta"),
     "pixels": ("E", "x, c", ",  x = Dec(E_dec^T p_theta)"),
 }
 """Space -> what is averaged over, what D sees, and what that is."""
+
 
 class GAN(LossSpec):
     """A discriminator tells relaxed samples from real ones: soft embeddings under the same mask, or decoded images."""
@@ -42,7 +42,6 @@ class GAN(LossSpec):
     player: Player = Player(optimizer=Optimizer(lr=1e-4, betas=(0.0, 0.99)))
     """How the discriminator trains."""
 
-    def passes(self) -> dict[str, float]:
     def objective(self) -> tuple[str, str]:
         """In the space that the discriminator's settings name; where they name none, x is left open."""
         space: str = getattr(self.discriminator, "space", "")
@@ -50,6 +49,7 @@ class GAN(LossSpec):
         value = f"softplus(-D({seen}))" if self.loss == "non_saturating" else f"-D({seen})"
         return f"{mean}[{value}]{where}", self.source + (", on decoded images" if space == "pixels" else "")
 
+    def passes(self) -> dict[str, float]:
         """A discriminator with a frozen trunk: there and back for the student, real and generated for the heads."""
         if not getattr(self.discriminator, "trunk", False):
             return {}
