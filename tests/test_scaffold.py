@@ -1,4 +1,4 @@
-"""`softdimo new`: the package passes its own contract test as it is written, installs, and does what its README says."""
+"""`softdimo new`: the package passes its contract test as it is written, installs, and does what its README says."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_it_builds_a_wheel_and_does_what_its_readme_says(kind, tmp_path):
     assert [kind, f"our_{kind}", f"softdimo-our-{kind}", "0.1.0"] in [line.split() for line in listed.splitlines()]
     sections = "" if kind == "teacher" else "eval: null\nsearch: null\n"
     (tmp_path / "r.yaml").write_text(f"base: {RECIPES / BASES[kind]}\ntitle: Ours\n{textwrap.dedent(usage)}{sections}")
-    run("softdimo", *"run r.yaml --smoke --device cpu --out run".split(), cwd=tmp_path, environment=environment)
+    run("bash", "-c", "softdimo run r.yaml --smoke --device cpu --out run", cwd=tmp_path, environment=environment)
     assert (tmp_path / "run/weights.safetensors").is_file()
     run("bash", "-c", "pip wheel --quiet --wheel-dir dist .", cwd=folder, environment=environment)
     (wheel,) = (folder / "dist").iterdir()

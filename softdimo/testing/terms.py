@@ -42,7 +42,8 @@ def check_reward(reward: Reward, image: tuple[int, int] = (32, 32), classes: int
     with torch.no_grad():
         scores = works(lambda: reward(gray, cond), "a reward on gray images (3 channels by `expand`)")
         near(scores, reward(gray.contiguous(), cond), "the score of gray images must not depend on their memory layout")
-    need(isinstance(reward.differentiable, bool), "a reward must say `differentiable = True` or `False`")
+    says = isinstance(getattr(reward, "differentiable", None), bool)
+    need(says, "a reward must say `differentiable = True` or `False`")
     if reward.differentiable:
         img.requires_grad_()
         apart(reward(img, cond), img, "the score")

@@ -65,6 +65,8 @@ def test_rewards():
         testing.check_reward(score(lambda i, c: mean(i) + c.labels.clamp_(max=1)))
     with refused("differentiable = True"):
         testing.check_reward(variant(Reward, differentiable="yes")())
+    with refused("differentiable = True"):
+        testing.check_reward(lambda img, cond: mean(img))
     with refused(r"gray images .* must work, but raises RuntimeError: view"):
         testing.check_reward(score(lambda i, c: i.view(len(i), -1).mean(1)))
 
