@@ -56,7 +56,7 @@ def test_valid(path: Path) -> None:
     ],
 )
 def test_smoke(name: str, runs: Path, images: Path) -> None:
-    overrides = [f"data.path={images}"] if name.startswith("folder") else []
+    overrides = [f"data.path={images}"] if name.startswith(("folder", "maskgit", "maskbit")) else []
     loaded = recipe.load(ROOT / "recipes" / f"{name}.yaml", overrides, smoke=True)
     folder = run.run(loaded, runs / name, say=lambda text: None)
     page = (folder / "report.html").read_text(encoding="utf-8")
