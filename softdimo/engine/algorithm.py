@@ -17,6 +17,8 @@ from softdimo.engine.player import Player
 from softdimo.errors import TrainingError
 from softdimo.kinds import Batch, Logs, Teacher, Term, Tokenizer
 from softdimo.math.init import Init
+from softdimo.math.precision import wide
+from softdimo.math.ranks import mean_over_ranks
 from softdimo.math.rollout import rollout
 from softdimo.math.soft import Relaxation
 from softdimo.spec import GradientRatio
@@ -126,9 +128,12 @@ class Distillation:
         return gradient
 
     def _weigh(self, gradients: Mapping[str, Tensor], logs: Logs) -> Tensor:
-        """Sum of weighted gradients; a ratio weight is set from running means of the norms (global over ranks)."""
-        squares = torch.stack([g.float().square().sum() for g in gradients.values()])
-        squares = self.fabric.all_reduce(squares, reduce_op="sum")  # type: ignore[assignment]
+        """Sum of weighted gradients; a ratio weight is set from running means of the norms, those of all ranks' batch.
+
+        Each rank's loss is a mean over its own samples, so with W ranks its gradient there is W times that of the mean.
+        """
+        squares = torch.stack([wide(g).square().sum() for g in gradients.values()])
+        squares = mean_over_ranks(squares) / self.fabric.world_size
         entries = {e.name: e for e in self.terms}
         for name, norm in zip(gradients, squares.sqrt().tolist(), strict=True):
             entry = entries[name]

@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from softdimo.math.masking import apply_mask, exact_count_mask
 from softdimo.math.precision import wide
+from softdimo.math.ranks import share
 from softdimo.math.schedules import Schedule, sample_ratio
 
 if TYPE_CHECKING:
     from softdimo.kinds import Cond, Teacher
-    from softdimo.shapes import Mask, Tokens
+    from softdimo.shapes import Mask, Tokens, UnitLogits
 
 
 def remask(
@@ -34,4 +35,9 @@ def mdm_loss(
 ) -> tuple[Tensor, Tensor]:
     """-E log p(x_0 | x_t) at masked units, mean over the batch's N masked units; also returns the logits [N V]."""
     logits = wide(net(net.embed(x_t), cond, at=mask).logits)
-    return cross_entropy(logits, tokens[mask], label_smoothing=label_smoothing), logits
+    return unit_cross_entropy(logits, tokens[mask], label_smoothing), logits
+
+
+def unit_cross_entropy(logits: UnitLogits, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of N masked units [N V] to their classes [N]; every unit of all ranks weighs the same."""
+    return cross_entropy(logits, target, label_smoothing=label_smoothing) * share(len(logits), logits)

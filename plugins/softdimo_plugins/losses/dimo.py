@@ -12,8 +12,9 @@ from softdimo.errors import PluginError
 from softdimo.kinds import Batch, Context, Logs, Teacher
 from softdimo.math.divergence import Divergence, softmax_gradient, surrogate
 from softdimo.math.guidance import Guidance, guided_logits
-from softdimo.math.mdm import mdm_loss, remask
+from softdimo.math.mdm import mdm_loss, remask, unit_cross_entropy
 from softdimo.math.precision import wide
+from softdimo.math.ranks import share
 from softdimo.math.rollout import Roll
 from softdimo.math.schedules import Schedule, progress_at
 from softdimo.shapes import Mask, PerSample, Tokens, UnitLogits
@@ -123,11 +124,12 @@ class DiMOTerm:
             counts = mask.sum((1, 2))
             value = spec.divergence.value(p, q)
         loss = surrogate(z, g, len(mask), spec.normalization, counts)
+        weight = share(len(p), p)  # ranks differ in their numbers of masked units
         return loss, {
-            "divergence": value.mean(),
-            "student_entropy": entropy(z.detach()).mean(),
-            "auxiliary_entropy": entropy(p).mean(),
-            "teacher_entropy": entropy(q).mean(),
+            "divergence": value.mean() * weight,
+            "student_entropy": entropy(z.detach()).mean() * weight,
+            "auxiliary_entropy": entropy(p).mean() * weight,
+            "teacher_entropy": entropy(q).mean() * weight,
         }
 
     def _query(self, roll: Roll, x_t: Tokens, mask: Mask) -> UnitLogits:
@@ -147,7 +149,7 @@ class DiMOTerm:
         """Masked cross-entropy of psi on the student's samples (the MDM loss)."""
         if self.spec.name in roll.shared:  # psi stays in evaluation mode, in which its pass was made
             logits, target = roll.shared.pop(self.spec.name)
-            loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.spec.label_smoothing)
+            loss = unit_cross_entropy(logits, target, self.spec.label_smoothing)
         else:
             mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng, self.spec.ratios)
             psi = self.auxiliary.train()

@@ -12,6 +12,7 @@ from softdimo.errors import DataError, PluginError
 from softdimo.kinds import Batch, Cond, Context, Discriminator, Logs, Teacher, Tokenizer
 from softdimo.math.masking import apply_mask, exact_count_mask
 from softdimo.math.precision import wide
+from softdimo.math.ranks import mean_over_ranks
 from softdimo.math.rollout import Roll
 from softdimo.shapes import Mask, PerSample, Probs
 from softdimo.spec import Fraction, LossSpec, NetworkSpec, NonNegative, Optimizer, Player, component
@@ -114,7 +115,7 @@ class GANTerm:
             "discriminator": loss.detach(),
         }
         if self.spec.r1:
-            rms = x_real.square().mean().sqrt()
+            rms = mean_over_ranks(x_real.square().mean()).sqrt()
             noise = torch.empty_like(x_real).normal_(generator=roll.rng) * rms * self.spec.r1_noise
             penalty = (wide(self.critic(x_real + noise, ratio, real.cond)) - on_real).square().mean()
             loss = loss + self.spec.r1 * penalty
