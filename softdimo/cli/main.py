@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 
 from softdimo import API_VERSION, __version__
 from softdimo.cli import commands, plugins
-from softdimo.crash import explain, sigterm_as_ctrl_c
-from softdimo.errors import Interrupted
+from softdimo.crash import explain, let_rank_zero_speak, sigterm_as_ctrl_c
+from softdimo.errors import Elsewhere, Interrupted
 
 CODES = (
     "Exit codes: 0 done, 1 another error, 2 recipe or plugin, 3 weights, data or run folder, 4 training cannot go on, "
@@ -84,9 +84,12 @@ def _run(argv: Sequence[str] | None) -> int:
         return Interrupted.code
     except BrokenPipeError:
         raise
+    except Elsewhere as stop:
+        return stop.code
     except Exception as error:
         if debug:
             traceback.print_exc()
+        let_rank_zero_speak()
         code, text = explain(error)
         print("error: " + text.replace("\n", "\n       "), file=sys.stderr)
         return code

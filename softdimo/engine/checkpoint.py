@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from softdimo.engine.sharding import whole
 from softdimo.errors import CheckpointError
 from softdimo.files import PARTIAL, sha256, write_json, writing
 from softdimo.math.digest import digest_json
@@ -23,7 +24,11 @@ MARKER = ".complete"
 
 
 def save(folder: Path, iteration: int, state: Mapping[str, Any], rank_state: Mapping[str, Any], fabric: Fabric) -> Path:
-    """Write `folder/iter-XXXXXXXX`. All ranks enter; rank 0 writes the shared state and, last, the marker."""
+    """Write `folder/iter-XXXXXXXX`. All ranks enter; rank 0 writes the shared state and, last, the marker.
+
+    What the strategy keeps in pieces is put together first, so that any strategy and number of ranks can go on.
+    """
+    shared = whole(dict(state), keep=fabric.is_global_zero)
     final = folder / f"iter-{iteration:08d}"
     partial = folder / f".{final.name}{PARTIAL}"
     with _removed_on_failure(partial), writing(final):
@@ -33,7 +38,7 @@ def save(folder: Path, iteration: int, state: Mapping[str, Any], rank_state: Map
         fabric.barrier("checkpoint folder")
         _write(dict(rank_state), partial / f"rank-{fabric.global_rank}.pt")
         if fabric.is_global_zero:
-            _write(dict(state), partial / "state.pt")
+            _write(shared, partial / "state.pt")
         fabric.barrier("checkpoint files")
         if fabric.is_global_zero:
             files = sorted(p for p in partial.iterdir() if p.suffix == ".pt")
@@ -89,7 +94,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def load(path: Path, fabric: Fabric) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Iteration, shared state and this rank's state of a complete checkpoint; verifies every hash first."""
+    """Iteration, shared state and this rank's state of a complete checkpoint; rank 0 verifies every hash first."""
     try:
         manifest = json.loads((path / MARKER).read_text(encoding="utf-8"))
         iteration, world, files = int(manifest["iteration"]), int(manifest["world"]), dict(manifest["files"])
@@ -97,11 +102,13 @@ def load(path: Path, fabric: Fabric) -> tuple[int, dict[str, Any], dict[str, Any
             raise ValueError("it does not describe this checkpoint")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MARKER} is damaged; delete {path} and resume from an earlier one") from error
-    for name, expected in files.items():
+    for name, expected in files.items() if fabric.is_global_zero else ():
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{file} is missing or was changed; delete {path} to resume from an earlier one")
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    fabric.barrier("verified")
+    # mapped, the file is in memory once for all ranks of a node
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     rank = fabric.global_rank if fabric.world_size == world else 0
     rank_state = torch.load(path / f"rank-{rank}.pt", map_location="cpu", weights_only=True)
     if fabric.world_size != world:

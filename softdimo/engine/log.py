@@ -7,18 +7,30 @@ import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from softdimo.errors import CheckpointError
 from softdimo.files import write_text, writing
 from softdimo.kinds import Logs
+from softdimo.math.ranks import mean_over_ranks
 
 
 class Log:
-    """Averages scalars between rows; one CSV row per `every` iterations. New columns may appear at any time."""
+    """Averages scalars between rows and over ranks; one CSV row per `every` iterations, written by the `first` rank.
 
-    def __init__(self, folder: Path, every: int, tensorboard: bool = False) -> None:
-        self.path, self.every = folder / "log.csv", every
+    New columns may appear at any time, on all ranks. `device` is that of the ranks' exchange.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        tensorboard: bool = False,
+        first: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.path, self.every, self.first, self.device = folder / "log.csv", every, first, device
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
@@ -55,9 +67,13 @@ class Log:
             self._counts[name] = self._counts.get(name, 0) + 1
         if (iteration + 1) % self.every:
             return None
-        row = {"iteration": float(iteration)} | {k: float(v) / self._counts[k] for k, v in self._sums.items()}
+        means = torch.tensor([float(v) / self._counts[k] for k, v in self._sums.items()], dtype=torch.float64)
+        means = mean_over_ranks(means.to(self.device))
+        row = {"iteration": float(iteration)} | dict(zip(self._sums, means.tolist(), strict=True))
         self._sums, self._counts = {}, {}
         self.rows.append(row)
+        if not self.first:
+            return row
         if len({k for r in self.rows for k in r}) > self._columns:
             self._rewrite()
         else:

@@ -49,7 +49,9 @@ class Loop:
 
     def run(self, resume: bool = False) -> None:
         """Train to the end, or until a signal: then save and raise `Interrupted`."""
-        log = Log(self.folder, self.log_every, self.tensorboard and self.fabric.is_global_zero)
+        first_rank, several = self.fabric.is_global_zero, self.fabric.world_size > 1
+        device = self.fabric.device if several else "cpu"
+        log = Log(self.folder, self.log_every, self.tensorboard and first_rank, first_rank, device)
         first = self._resume(log) if resume else 0
         if self.fabric.is_global_zero:
             log.resume(first) if resume else log.path.unlink(missing_ok=True)
@@ -110,17 +112,17 @@ class Loop:
 
     def _save(self, done: int, log: Log) -> None:
         folder = self.folder / "checkpoints"
-        state = {"recipe": self.recipe_hash, "algorithm": self.algorithm.state_dict(), "log": log.state_dict()}
+        state = {"recipe": self.recipe_hash, "algorithm": self.algorithm.state_dict()}
         with self._step(done - 1):
             if self._any(not _finite(state["algorithm"])):
                 raise TrainingError(f"the weights are not finite after iteration {done - 1}")
-        mine = {"rng": rng.state(self.generator), "stream": self.stream.state_dict()}
+        mine = {"rng": rng.state(self.generator), "stream": self.stream.state_dict(), "log": log.state_dict()}
         checkpoint.save(folder, done, state, mine, self.fabric)
         if self.fabric.is_global_zero:
             checkpoint.prune(folder, self.keep)
 
     def _resume(self, log: Log) -> int:
-        found = checkpoint.complete(self.folder / "checkpoints")
+        found = self.fabric.broadcast(checkpoint.complete(self.folder / "checkpoints"))
         if not found:
             return 0
         iteration, state, mine = checkpoint.load(found[-1], self.fabric)
@@ -130,7 +132,7 @@ class Loop:
                 "use another --out, or --fresh to start this folder over"
             )
         self.algorithm.load_state_dict(state["algorithm"])
-        log.load_state_dict(state["log"])
+        log.load_state_dict(mine["log"])
         self.stream.load_state_dict(mine["stream"])
         if "rng" in mine:
             rng.restore(self.generator, mine["rng"])
@@ -157,7 +159,7 @@ def _finite(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal of the same kind acts as usual."""
+    """An event that SIGINT and SIGTERM set. A second Ctrl-C acts as usual; launchers may send SIGTERM twice."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -166,7 +168,8 @@ def _stopping() -> Iterator[threading.Event]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         event.set()
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, stop)

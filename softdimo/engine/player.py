@@ -12,6 +12,7 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 
 from softdimo import spec
+from softdimo.engine.sharding import methods, piece, whole
 from softdimo.errors import TrainingError
 
 
@@ -46,12 +47,12 @@ class Player:
     def __init__(self, name: str, raw: nn.Module, settings: spec.Player, horizon: int, fabric: Fabric) -> None:
         self.name, self.raw, self.settings, self.horizon, self.fabric = name, raw, settings, horizon, fabric
         self.module = fabric.setup_module(raw)
-        for method in ("embed", "soften", "loss"):
-            if hasattr(raw, method):
-                self.module.mark_forward_method(method)
+        for method in methods(raw):
+            self.module.mark_forward_method(method)
         self.optimizer = cast(
             _FabricOptimizer, fabric.setup_optimizers(make_optimizer(settings.optimizer, self.module))
         )
+        self.trained = {n: p for n, p in raw.named_parameters() if p.requires_grad}
         self.pending = 0
         """Turns whose gradients wait for the optimizer step (accumulation)."""
 
@@ -71,14 +72,14 @@ class Player:
         if self.pending < self.settings.accumulate:
             return None
         if self.pending > 1:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.trained.values() if p.grad is not None]
             torch._foreach_div_(gradients, float(self.pending))
         self.pending = 0
         limit = self.settings.clip
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=limit or math.inf, error_if_nonfinite=False
         )
-        value = float(norm) if norm is not None else 0.0
+        value = float(whole(norm)) if norm is not None else 0.0
         if not math.isfinite(value):
             raise TrainingError(f"the gradient of `{self.name}` is not finite at iteration {iteration}")
         for group in self.optimizer.param_groups:
@@ -87,8 +88,8 @@ class Player:
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer state, and gradients that wait for their step."""
-        waiting = {n: p.grad for n, p in self.raw.named_parameters() if self.pending and p.grad is not None}
+        """Weights, optimizer state, and gradients that wait for their step; in pieces where the strategy shards."""
+        waiting = {n: p.grad for n, p in self.trained.items() if self.pending and p.grad is not None}
         return {
             "weights": self.raw.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -97,10 +98,15 @@ class Player:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue bit-exactly from `state_dict`."""
-        self.raw.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue bit-exactly from a `state_dict` whose tensors are whole."""
+        own = self.raw.state_dict()
+        self.raw.load_state_dict({n: piece(v, own[n]) for n, v in state["weights"].items()})
+        trained = list(self.trained.values())
+        moments = {
+            i: {k: piece(v, trained[i]) if isinstance(v, Tensor) and k != "step" else v for k, v in each.items()}
+            for i, each in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
         self.pending = int(state["pending"])
-        for name, parameter in self.raw.named_parameters():
-            if name in state["gradients"]:
-                parameter.grad = state["gradients"][name].to(parameter.device)
+        for name, gradient in state["gradients"].items():
+            self.trained[name].grad = piece(gradient, self.trained[name])

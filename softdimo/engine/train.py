@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from softdimo.build import PRODUCT, Components, locate, needs_weights
 from softdimo.engine import fit
@@ -18,6 +18,7 @@ from softdimo.engine.loop import Loop
 from softdimo.engine.player import Player
 from softdimo.engine.recompute import recompute
 from softdimo.engine.rng import seed_all
+from softdimo.engine.sharding import shard, whole
 from softdimo.errors import RecipeError
 from softdimo.files import load_strict, read_weights, save_weights
 from softdimo.kinds import Cursor, Features, Teacher, Term, Tokenizer
@@ -153,6 +154,7 @@ class Training:
                         load_strict(critic, read_weights(saved), saved)
                 entry.critic = Player(f"{entry.name}'s critic", critic, term.player, settings.iterations, self.fabric)
             entries.append(entry)
+        shard(parts.require_teacher(), self.fabric)  # last: what is in pieces cannot be copied
         return Distillation(
             generator=self._player("generator", student),
             ema=self._ema(student),
@@ -168,30 +170,34 @@ class Training:
     def _export(self, algorithm: Algorithm) -> Path:
         """EMA of the trained network (every half-life), the live weights, and the critics, for warm starts."""
         product = self.folder / PRODUCT
-        if self.fabric.is_global_zero:
-            about = {"recipe": self.recipe_hash, "network": self.settings.network}
-            if isinstance(algorithm, Distillation):
-                for entry in algorithm.terms:
-                    if entry.critic is not None:
-                        path = self.folder / "critics" / f"{entry.name}.safetensors"
-                        save_weights(path, entry.critic.raw.state_dict(), about | {"network": "critic"})
-            save_weights(self.folder / "live.safetensors", dict(algorithm.network.state_dict()), about)
-            for i, half_life in list(enumerate(self.settings.ema.half_lives))[1:]:
-                path = self.folder / f"ema-{half_life:g}.safetensors"
-                save_weights(path, algorithm.ema.weights(algorithm.network, i), about)
-            save_weights(product, algorithm.ema.weights(algorithm.network), about)  # last: it marks the run as finished
+        about = {"recipe": self.recipe_hash, "network": self.settings.network}
+
+        def save(path: Path, weights: Mapping[str, Tensor], network: str = self.settings.network) -> None:
+            state = whole(dict(weights), keep=self.fabric.is_global_zero)
+            if self.fabric.is_global_zero:
+                save_weights(path, state, about | {"network": network})
+
+        if isinstance(algorithm, Distillation):
+            for entry in algorithm.terms:
+                if entry.critic is not None:
+                    save(self.folder / "critics" / f"{entry.name}.safetensors", entry.critic.raw.state_dict(), "critic")
+        save(self.folder / "live.safetensors", algorithm.network.state_dict())
+        for i, half_life in list(enumerate(self.settings.ema.half_lives))[1:]:
+            save(self.folder / f"ema-{half_life:g}.safetensors", algorithm.ema.weights(algorithm.network, i))
+        save(product, algorithm.ema.weights(algorithm.network))  # last: it marks the run as finished
         self.fabric.barrier("product")
         return product
 
 
 def with_weights(parts: Components, network: str, path: Path) -> Components:
-    """The same components with the trained network's section pointing at its weights."""
+    """The same components with the trained network's section pointing at its weights, and all networks in one piece."""
     recipe = parts.recipe
-    if network == "student":
+    if network == "student" and recipe.hardware.strategy != "fsdp2":
         return parts
-    spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
-    assert spec is not None
-    trained = spec.model_copy(update={"weights": str(path)})
-    made = Components(recipe.model_copy(update={network: trained}), parts.device, parts.ensure)
+    if network != "student":
+        spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
+        assert spec is not None
+        recipe = recipe.model_copy(update={network: spec.model_copy(update={"weights": str(path)})})
+    made = Components(recipe, parts.device, parts.ensure)
     made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("data",)}
     return made

@@ -171,11 +171,12 @@ class Hardware(Settings):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes a GPU if there is one."""
     devices: Count = 1
-    """Devices per node."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """`ddp`: one replica per device, gradients averaged. `auto` takes it when there are several devices."""
+    """Devices per node; torchrun and srun decide it where they start the processes."""
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """`ddp`: one replica per device, gradients averaged; `auto` takes it when there are several devices. `fsdp2`:
+    weights, gradients and optimizer states in pieces, one per device, each layer put together while it computes."""
     num_nodes: Count = 1
-    """Machines."""
+    """Machines; see `devices`."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     """Precision of the networks; divergences are computed in float32 regardless."""
     threads: Count | None = None
