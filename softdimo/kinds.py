@@ -242,7 +242,10 @@ class Found:
 
 
 class Metric(ABC):
-    """A number with its provenance. Feed the reference once, then `reset`, `update`, `result` per row."""
+    """A number with its provenance. Feed the reference once, then `reset`, `update`, `result` per row.
+
+    `update` is `add(look(...))`. Ranks look at different batches, and all of them add what all have seen, in one order.
+    """
 
     def reference(self, img: Image, cond: Cond) -> None:  # noqa: B027
         """Add a batch of real images; ignored by metrics that need none."""
@@ -254,6 +257,17 @@ class Metric(ABC):
     @abstractmethod
     def update(self, img: Image, cond: Cond) -> None:
         """Add a batch of generated images."""
+
+    def look(self, img: Image, cond: Cond) -> Any:
+        """What `add` needs of a batch of generated images, in tensors, numbers and collections of them: its features.
+
+        Changes nothing. The batch itself, unless overridden.
+        """
+        return img, cond
+
+    def add(self, seen: Any) -> None:
+        """Add what `look` saw."""
+        self.update(*seen)
 
     @abstractmethod
     def result(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from softdimo.files import load_strict, read_weights, write_json
 from softdimo.folder import environment
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.math.init import Init
+from softdimo.ranks import ALONE, Ranks
 from softdimo.recipe import Loaded, Recipe
 from softdimo.recipe.model import Eval, Row
 from softdimo.recipe.shrink import walk
@@ -27,11 +28,17 @@ Say = Callable[[str], None]
 
 
 def evaluate_section(
-    loaded: Loaded, folder: Path, parts: Components, say: Say, product: Path | None = None, path: Path | None = None
+    loaded: Loaded,
+    folder: Path,
+    parts: Components,
+    say: Say,
+    product: Path | None = None,
+    path: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Measure the recipe's rows; `product` is the student just trained (the folder's own by default).
 
-    With `path`, only a part of the table is measured and written there, for `gather`.
+    With `path`, only a part of the table is measured and written there, for `gather`. All of `ranks` enter.
     """
     settings = parts.recipe.eval
     assert settings is not None
@@ -54,6 +61,7 @@ def evaluate_section(
         tokenizer=parts.tokenizer,
         device=parts.device,
         forbidden=network_digests(_played(loaded, parts)),
+        ranks=ranks,
     )
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
@@ -90,8 +98,15 @@ def gather(folder: Path, target: Path) -> None:
         write_json(target, whole | {"rows": list(found.values())})
 
 
-def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, product: Path | None = None) -> None:
-    """Compare the recipe's searches."""
+def search_section(
+    loaded: Loaded,
+    folder: Path,
+    parts: Components,
+    say: Say,
+    product: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Compare the recipe's searches. All of `ranks` enter."""
     settings = parts.recipe.search
     assert settings is not None
     net = student(parts, settings.weights, product or folder / PRODUCT)
@@ -104,6 +119,7 @@ def search_section(loaded: Loaded, folder: Path, parts: Components, say: Say, pr
         methods={m.name: cast(Search, m.search.build(parts.context())) for m in settings.methods},
         held_out={h.name: parts.make(h.reward) for h in settings.held_out},
         device=parts.device,
+        ranks=ranks,
     )
     search(
         pieces, folder, conditions=settings.conditions, batch_size=settings.batch_size, seed=parts.recipe.seed,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +17,13 @@ from softdimo import jobs, measure
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components
 from softdimo.engine.algorithm import Algorithm
-from softdimo.engine.hardware import launch
+from softdimo.engine.hardware import launch, one_voice
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
 from softdimo.files import sweep, write_json, write_text
 from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import cache_name, training_hash
+from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
 
@@ -41,6 +44,31 @@ class Session:
     threads: int | None = None
     """CPU threads of a training, be it in this process or in a job: sums depend on them in the last bits."""
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of this run. What they do depends on files that the first alone looks at, or all might part."""
+        return Ranks(self.fabric.global_rank, self.fabric.world_size, self.fabric.device)
+
+    def hold(self, folder: RunFolder, waiting: str) -> None:
+        """Rank 0 takes a folder, however long that takes; all ranks enter."""
+        with self.fabric.rank_zero_first():
+            if self.ranks.first:
+                folder.hold(waiting=lambda: self.say(waiting))
+
+    @contextlib.contextmanager
+    def inside(self, folder: RunFolder, again: str) -> Iterator[None]:
+        """Work in a folder that rank 0 holds meanwhile. Training saves when it is stopped; all else just says so."""
+        with one_voice(self.fabric):
+            if self.ranks.first:
+                folder.hold()
+            try:
+                yield
+            except KeyboardInterrupt as stop:
+                text = f"stopped; {folder.path} keeps what is done. Run the same command {again} to go on"
+                raise Interrupted(text) from stop
+            finally:
+                folder.release()
+
     def parts(self, loaded: Loaded) -> Components:
         """Components of a recipe; other recipes that it names are run when their weights are asked for."""
         return Components(loaded.recipe, self.fabric.device, lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)))
@@ -48,17 +76,15 @@ class Session:
     def ensure(self, loaded: Loaded) -> Path:
         """Run folder of another recipe's training, made once and cached by content."""
         folder = self.home(loaded)
-        if (folder / PRODUCT).is_file():
+        if self.ranks.agree((folder / PRODUCT).is_file()):
             return folder
         if loaded.recipe.train is None:
             raise RecipeError(f"{loaded.path} has no `train:` section, so it makes no weights")
         held = RunFolder(folder)
-        if self.fabric.is_global_zero:
-            held.hold(waiting=lambda: self.say(f"waiting for another run, which is making {folder}"))
-        self.fabric.barrier("held")
+        self.hold(held, f"waiting for another run, which is making {folder}")
         try:
-            if not (folder / PRODUCT).is_file():
-                if self.fabric.is_global_zero:
+            if not self.ranks.agree((folder / PRODUCT).is_file()):
+                if self.ranks.first:
                     describe(loaded, held)
                 with torch.inference_mode(False), torch.enable_grad():
                     self.train(loaded, held, self.parts(loaded), resume=True)
@@ -74,12 +100,11 @@ class Session:
         """The `train:` section, up to weights in the folder."""
         title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
         training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
-        sheets = Sheets(parts, folder.path / "samples")
+        sheets = Sheets(parts, folder.path / "samples", self.ranks.first)
         writer = RunFolder(jobs.parts_folder(folder.path))
-        if self.fabric.is_global_zero:
-            writer.hold(waiting=lambda: self.say(f"waiting: a job of a run that was killed is saving in {folder.path}"))
+        self.hold(writer, f"waiting: a job of a run that was killed is saving in {folder.path}")
+        if self.ranks.first:
             sweep(folder.path)
-        self.fabric.barrier("writer")
         all_threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or all_threads)
         try:
@@ -89,12 +114,10 @@ class Session:
             writer.release()
 
     def _sampling(self, sheets: Sheets, training: Training) -> Callable[[int, Algorithm], None] | None:
-        if not self.fabric.is_global_zero or self.fabric.world_size > 1:
-            return None
         network = training.settings.network
 
         def draw(done: int, algorithm: Algorithm) -> None:
-            sheets.write(done, network, algorithm.network, algorithm.ema.module(algorithm.network))
+            sheets.write(done, network, algorithm.network, partial(algorithm.ema.applied, algorithm.network))
 
         return None if network == "features" else draw
 
@@ -102,7 +125,7 @@ class Session:
 def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Say = print) -> Session:
     """Launch Fabric as the recipe says, and share the cores of a CPU among processes (see `jobs`)."""
     hardware, fabric = loaded.recipe.hardware, launch(loaded.recipe.hardware)
-    session = Session(fabric, runs, loaded.smoke, tensorboard, say)
+    session = Session(fabric, runs, loaded.smoke, tensorboard, say if fabric.is_global_zero else lambda text: None)
     if fabric.device.type == "cpu" and fabric.world_size == 1 and not loaded.smoke:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         session.workers = hardware.jobs or min(4, cores)
@@ -156,18 +179,10 @@ def run(
     folder = RunFolder(out if out is not None else default_out(loaded, Path("runs")))
     began = time.monotonic()
     session = start_session(loaded, folder.path.parent, tensorboard, say)
-    if session.fabric.is_global_zero:
-        folder.hold()
-    try:
+    with session.inside(folder, "with --resume"):
         whole = _in_folder(loaded, folder, session, resume, fresh)
-        if whole and session.fabric.is_global_zero:
+        if whole and session.ranks.first:
             write_json(folder.path / "timing.json", {"seconds": round(time.monotonic() - began, 1)})
-    except KeyboardInterrupt as stop:  # outside training, which saves first and says so itself
-        raise Interrupted(
-            f"stopped; {folder.path} keeps what is done. Run the same command with --resume to go on"
-        ) from stop
-    finally:
-        folder.release()
     return folder.path
 
 
@@ -175,22 +190,22 @@ def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool
     """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
     if not fresh:
         _refuse_another(loaded, folder)
-    elif session.fabric.is_global_zero:
+    elif session.ranks.first:
         folder.clear()
     session.fabric.barrier("folder")
     parts = session.parts(loaded)
-    if session.fabric.is_global_zero:
+    if session.ranks.first:
         describe(loaded, folder)
+    product = folder.path / PRODUCT
     if loaded.recipe.train is not None:
-        done = (folder.path / PRODUCT).is_file()
-        begun = (folder.path / "checkpoints").is_dir()
-        if begun and not done and not resume:
+        begun = session.ranks.agree((folder.path / "checkpoints").is_dir() and not product.is_file())
+        if begun and not resume:
             raise CheckpointError(f"{folder.path} holds an unfinished run: --resume goes on, --fresh starts over")
     whole = side_by_side(loaded, folder, session) and not resume
     if loaded.recipe.train is not None:
-        if not (folder.path / PRODUCT).is_file():
+        if not session.ranks.agree(product.is_file()):
             session.train(loaded, folder, parts, resume)
-        parts = with_weights(parts, loaded.recipe.train.network, folder.path / PRODUCT)
+        parts = with_weights(parts, loaded.recipe.train.network, product)
     finish(loaded, folder.path, parts, session)
     return whole
 
@@ -216,15 +231,20 @@ def side_by_side(loaded: Loaded, folder: RunFolder, session: Session) -> bool:
 
 def finish(loaded: Loaded, folder: Path, parts: Components, session: Session) -> None:
     """Everything after training: `eval:`, `search:`, the report."""
-    if session.fabric.is_global_zero:
-        if loaded.recipe.eval is not None:
-            measure.evaluate_section(loaded, folder, parts, session.say)
-        if loaded.recipe.search is not None:
-            measure.search_section(loaded, folder, parts, session.say)
+    if loaded.recipe.eval is not None:
+        measure.evaluate_section(loaded, folder, parts, session.say, ranks=session.ranks)
+    if loaded.recipe.search is not None:
+        measure.search_section(loaded, folder, parts, session.say, ranks=session.ranks)
+    report(folder, session)
+
+
+def report(folder: Path, session: Session) -> None:
+    """The first rank writes the report."""
+    if session.ranks.first:
         from softdimo.report import write
 
         session.say(f"report: {write(folder)}")
-    session.fabric.barrier("finished")
+    session.fabric.barrier("report")
 
 
 def eval_only(loaded: Loaded, out: Path | None = None) -> Path:
@@ -249,26 +269,17 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
         _refuse_another(loaded, RunFolder(home))
     _refuse_another(loaded, folder)
     session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
-    folder.hold()
-    try:
-        if loaded.recipe.train is not None and folder.path.resolve() == home.resolve():
+    with session.inside(folder, "again"):
+        if session.ranks.first and loaded.recipe.train is not None and folder.path.resolve() == home.resolve():
             _describe_section(loaded, home, section)
-        else:
+        elif session.ranks.first:
             describe(loaded, folder)
         parts = session.parts(loaded)
         if loaded.recipe.train is not None:
             parts = with_weights(parts, loaded.recipe.train.network, home / PRODUCT)
-        if section == "eval":
-            measure.evaluate_section(loaded, folder.path, parts, session.say, home / PRODUCT)
-        else:
-            measure.search_section(loaded, folder.path, parts, session.say, home / PRODUCT)
-        from softdimo.report import write
-
-        session.say(f"report: {write(folder.path)}")
-    except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped; {folder.path} keeps what is done. Run the same command again to go on") from stop
-    finally:
-        folder.release()
+        measured = measure.evaluate_section if section == "eval" else measure.search_section
+        measured(loaded, folder.path, parts, session.say, home / PRODUCT, ranks=session.ranks)
+        report(folder.path, session)
     return folder.path
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from softdimo.math.best import best_of
 from softdimo.math.init import Init
 from softdimo.math.rollout import categorical, start
 from softdimo.math.soft import Relaxation
+from softdimo.ranks import ALONE, Ranks
 from softdimo.shapes import Embedding, Image, PerSample
 from softdimo.strips import strip
 
@@ -52,6 +53,8 @@ class SearchPieces:
     methods: Mapping[str, Search]
     held_out: Mapping[str, Reward] = field(default_factory=dict)
     """Rewards that are only measured."""
+    ranks: Ranks = ALONE
+    """Who shares the batches of conditions."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -94,6 +97,7 @@ def search(
 ) -> Json:
     """Compare the methods on `conditions` conditions; write search.json and search/<method>.png, return the former.
 
+    The ranks of `pieces.ranks` share the batches, in which nothing depends on their number, and the first writes.
     `lock` tells the versions that search; it is kept beside the numbers.
 
     Rows: `one step, sampled` (tokens drawn from the student: what a user gets without a search), `one step, <decode>`
@@ -121,7 +125,8 @@ def search(
         strip(list(zip(labels, images, strict=True)), picture, heads, title=name)
         pictures[name] = picture.relative_to(folder).as_posix()
     result: Json = {"conditions": conditions, "seed": seed, "methods": rows, "pictures": pictures, "lock": lock or {}}
-    write_json(folder / "search.json", result)
+    if pieces.ranks.first:
+        write_json(folder / "search.json", result)
     return result
 
 
@@ -152,8 +157,8 @@ class _Comparison:
         pieces.net.eval()
 
     def batches(self) -> Iterator[tuple[Cond, torch.Generator]]:
-        """Conditions and the batch's own generator, the same for every method."""
-        for first in range(0, self.n, self.batch_size):
+        """This rank's conditions and the batches' own generators, the same for every method."""
+        for first in self.pieces.ranks.mine(range(0, self.n, self.batch_size)):
             cond = self.conditions[first : first + self.batch_size].to(self.pieces.device)
             yield cond, torch.Generator(self.pieces.device).manual_seed(mix(self.seed, first))
 
@@ -163,31 +168,53 @@ class _Comparison:
 
     def sampled(self) -> Json:
         """One step with tokens drawn at temperature 1."""
-        tally = _Tally(self)
-        with torch.no_grad():
+
+        def looks() -> Iterator[_Seen]:
             for cond, rng in self.batches():
-                began = time.perf_counter()
-                logits = self.pieces.net(self.begin(cond, rng), cond).logits.float()
-                images = self.pieces.tokenizer.decode(categorical(logits, rng), cond)
-                tally.add(images, cond, time.perf_counter() - began, None, "one step, sampled")
-        return tally.row("one step, sampled", "sampled", None)
+                with torch.no_grad():
+                    began = time.perf_counter()
+                    logits = self.pieces.net(self.begin(cond, rng), cond).logits.float()
+                    images = self.pieces.tokenizer.decode(categorical(logits, rng), cond)
+                yield self.look(images, cond, time.perf_counter() - began, None)
+
+        return self.tally("one step, sampled", looks()).row("one step, sampled", "sampled", None)
 
     def method(self, name: str, decode: Decode, run: Run, baseline: bool = False) -> Json:
         """One method over all conditions."""
         generator = decoder(self.pieces.net, self.pieces.tokenizer, decode)
-        tally = _Tally(self)
-        for cond, rng in self.batches():
-            began = time.perf_counter()
-            found = run(generator, self.score, self.begin, cond, rng)
-            with torch.no_grad():
-                images = generator(found.e, cond)
-            tally.add(images, cond, time.perf_counter() - began, found, name)
-            if found.path is not None and name not in self.pictures:
-                self.pictures[name] = self.picture(generator, found, images, cond)
+
+        def looks() -> Iterator[_Seen]:
+            for cond, rng in self.batches():
+                began = time.perf_counter()
+                found = run(generator, self.score, self.begin, cond, rng)
+                with torch.no_grad():
+                    images = generator(found.e, cond)
+                yield self.look(images, cond, time.perf_counter() - began, found)
+                if found.path is not None and self.pieces.ranks.first and name not in self.pictures:
+                    self.pictures[name] = self.picture(generator, found, images, cond)
+
+        tally = self.tally(name, looks())
         row = tally.row(name, decode, None if baseline else self.plain[decode])
         if baseline:
             self.plain[decode] = torch.cat(tally.scores)
         return row
+
+    @torch.no_grad()
+    def look(self, images: Image, cond: Cond, seconds: float, found: Found | None) -> _Seen:
+        """Score one batch of delivered images; rewards outside the search do not count as its time."""
+        scores = self.score(images, cond).double().cpu()
+        held_out = {key: reward(images, cond).double().cpu() for key, reward in self.held_out.items()}
+        if found is None:
+            return _Seen(scores, held_out, seconds)
+        best = found.trace.double().cpu().cummax(0).values.cummax(1).values
+        return _Seen(scores, held_out, seconds, best.sum(-1), found.passes, found.screening)
+
+    def tally(self, name: str, looks: Iterator[_Seen]) -> _Tally:
+        """The batches of all ranks, in order."""
+        tally = _Tally(self)
+        for seen in self.pieces.ranks.in_order(looks):
+            tally.add(seen, name)
+        return tally
 
     def picture(self, generator: Generator, found: Found, winners: Image, cond: Cond) -> tuple[list[str], list[Image]]:
         """Labels, and for a few conditions the images of the winning start's iterations and the winner."""
@@ -204,6 +231,17 @@ class _Comparison:
         return labels, list(steps.cpu())
 
 
+class _Seen(NamedTuple):
+    """What one method did to one batch."""
+
+    scores: Tensor
+    held_out: dict[str, Tensor]
+    seconds: float
+    trace: Tensor | float = 0.0
+    passes: float = 1.0
+    screening: float = 0.0
+
+
 class _Tally:
     """What one method did, summed over batches."""
 
@@ -214,18 +252,15 @@ class _Tally:
         self.trace: Tensor | float = 0.0
         self.passes, self.screening, self.seconds, self.done = 1.0, 0.0, 0.0, 0
 
-    def add(self, images: Image, cond: Cond, seconds: float, found: Found | None, name: str) -> None:
-        """Score one batch of delivered images; rewards outside the search do not count as its time."""
-        with torch.no_grad():
-            self.scores.append(self.of.score(images, cond).double().cpu())
-            for key, reward in self.of.held_out.items():
-                self.held_out[key].append(reward(images, cond).double().cpu())
-        if found is not None:
-            best = found.trace.double().cpu().cummax(0).values.cummax(1).values
-            self.trace = self.trace + best.sum(-1)
-            self.passes, self.screening = found.passes, found.screening
-        self.seconds += seconds
-        self.done += len(cond)
+    def add(self, seen: _Seen, name: str) -> None:
+        """Add a batch."""
+        self.scores.append(seen.scores.cpu())
+        for key, scores in seen.held_out.items():
+            self.held_out[key].append(scores.cpu())
+        self.trace = self.trace + (seen.trace.cpu() if isinstance(seen.trace, Tensor) else seen.trace)
+        self.passes, self.screening = seen.passes, seen.screening
+        self.seconds += seen.seconds
+        self.done += len(seen.scores)
         self.of.progress(name, self.done, self.of.n)
 
     def row(self, name: str, decode: str, plain: Tensor | None) -> Json:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -14,39 +16,52 @@ from softdimo.kinds import Sampler, Teacher, Tokenizer
 from softdimo.math.rollout import categorical, start
 from softdimo.shapes import Image
 
+Averaged = Callable[[], AbstractContextManager[None]]
+"""Inside it, the network in training has its averaged weights."""
 SEED = 20250917
 """Seed of the sheets' noise; not that of the run, whose streams they must not touch."""
 
 
 class Sheets:
-    """Writes `NNNNNNNN.png` sheets into a folder; rows depend on what is being trained."""
+    """Writes `NNNNNNNN.png` sheets into a folder; rows depend on what is being trained.
 
-    def __init__(self, parts: Components, folder: Path, columns: int = 10) -> None:
-        self.parts, self.folder, self.columns = parts, folder, columns
+    All ranks draw, as a network in pieces runs on all of them, and the `first` writes.
+    """
+
+    def __init__(self, parts: Components, folder: Path, first: bool = True, columns: int = 10) -> None:
+        self.parts, self.folder, self.first, self.columns = parts, folder, first, columns
         self._teacher: Image | None = None
 
-    @torch.inference_mode()
-    def write(self, iteration: int, network: str, live: nn.Module, ema: nn.Module) -> Path:
-        """One sheet of the network in training: live weights and EMA."""
-        rows: list[tuple[str, Image]]
+    @torch.no_grad()
+    def write(self, iteration: int, network: str, net: nn.Module, averaged: Averaged) -> Path:
+        """One sheet of the network in training: live weights, and EMA inside `averaged`."""
+        training = net.training
+        net.eval()
+        try:
+            rows, heads = self._rows(network, net, averaged)
+        finally:
+            net.train(training)
+        path = self.folder / f"{iteration:08d}.png"
+        if self.first:
+            strips.strip([(label, images.cpu()) for label, images in rows], path, heads)
+        return path
+
+    def _rows(self, network: str, net: nn.Module, averaged: Averaged) -> tuple[list[tuple[str, Image]], list[str]]:
+        """Labels and images of the rows, and what stands above the columns."""
         if network == "tokenizer":
             index = torch.arange(min(self.columns, len(self.parts.data.source("held_out"))))
             real = self.parts.data.source("held_out").get(index).to(self.parts.device)
             assert real.images is not None
-            tokenizer = cast(Tokenizer, ema)
-            rows = [("held out", real.images), ("decoded", tokenizer.decode(tokenizer.encode(real.images), real.cond))]
-            heads: list[str] = []
-        else:
-            cond = self.parts.data.conditions(self.columns).to(self.parts.device)
-            heads = [self.parts.data.classes[i] for i in cond.labels.tolist()]
-            if network == "teacher":
-                rows = [("teacher", self._sampled(cast(Teacher, ema)))]
-            else:
-                rows = self._student(cast(Teacher, live), cast(Teacher, ema))
-        rows = [(label, images.cpu()) for label, images in rows]
-        path = self.folder / f"{iteration:08d}.png"
-        strips.strip(rows, path, heads)
-        return path
+            tokenizer = cast(Tokenizer, net)
+            with averaged():
+                decoded = tokenizer.decode(tokenizer.encode(real.images), real.cond)
+            return [("held out", real.images), ("decoded", decoded)], []
+        labels = self.parts.data.conditions(self.columns).labels.tolist()
+        heads = [self.parts.data.classes[i] for i in labels]
+        if network == "teacher":
+            with averaged():
+                return [("teacher", self._sampled(cast(Teacher, net)))], heads
+        return self._student(cast(Teacher, net), averaged), heads
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(self.parts.device).manual_seed(SEED)
@@ -68,12 +83,14 @@ class Sheets:
         logits = net(start(net, cond, self.parts.recipe.init, rng)[1], cond).logits.float()
         return tokenizer.decode(categorical(logits, rng), cond), tokenizer.decode_soft(logits.softmax(-1), cond)
 
-    def _student(self, live: Teacher, ema: Teacher) -> list[tuple[str, Image]]:
+    def _student(self, net: Teacher, averaged: Averaged) -> list[tuple[str, Image]]:
         train = self.parts.recipe.train
         rows: list[tuple[str, Image]] = []
         if train is not None and train.sampler is not None:
             if self._teacher is None:
                 self._teacher = self._sampled(self.parts.require_teacher())
             rows.append(("teacher", self._teacher))
-        hard, soft = self._one_step(ema)
-        return [*rows, ("student", self._one_step(live.eval())[0]), ("EMA", hard), ("EMA, soft", soft)]
+        rows.append(("student", self._one_step(net)[0]))
+        with averaged():
+            hard, soft = self._one_step(net)
+        return [*rows, ("EMA", hard), ("EMA, soft", soft)]

@@ -12,6 +12,7 @@ from softdimo.evaluate import Pieces, Subject, evaluate
 from softdimo.kinds import Metric
 from softdimo.math.init import Init
 from softdimo_plugins.metrics.accuracy import AccuracyMetric
+from softdimo_plugins.metrics.extract import Seen
 from softdimo_plugins.metrics.frechet import FrechetMetric
 from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
 from softdimo_plugins.samplers.one_step import OneStep
@@ -80,9 +81,9 @@ def test_the_value_is_that_of_all_images_together(tmp_path):
     kept = []
 
     class Keeping(FrechetMetric):
-        def update(self, img, cond):
-            kept.append(img.clone())
-            super().update(img, cond)
+        def add(self, seen):
+            kept.append(seen.features)
+            super().add(seen)
 
     made = iter((FrechetMetric(FEATURES), Keeping(FEATURES), *(FrechetMetric(FEATURES) for _ in range(3))))
     row = by_name(run(tmp_path, STUDENT, metrics=lambda: {"fd": next(made)}))["student"]
@@ -90,7 +91,7 @@ def test_the_value_is_that_of_all_images_together(tmp_path):
     train = Blobs().source("train").get(torch.arange(60))
     by_hand.reference(train.images, train.cond)
     assert len(torch.cat(kept)) == 72
-    by_hand.update(torch.cat(kept), train.cond)
+    by_hand.add(Seen(torch.cat(kept), torch.empty(0), torch.empty(0)))
     assert row["metrics"]["fd"]["value"] == pytest.approx(by_hand.result()["fd"], rel=1e-9)
 
 
@@ -207,9 +208,9 @@ def test_a_part_of_the_reference_and_a_part_of_the_table(tmp_path):
 
 def test_labels_are_balanced(tmp_path):
     class Wanted(AccuracyMetric):
-        def update(self, img, cond):
-            self.seen = [*getattr(self, "seen", []), *cond.labels.tolist()]
-            super().update(img, cond)
+        def add(self, seen):
+            self.seen = [*getattr(self, "seen", []), *seen.labels.tolist()]
+            super().add(seen)
 
     judges = []
     run(tmp_path, STUDENT, metrics=lambda: judges.append(Wanted(JUDGE)) or {"a": judges[-1]})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from softdimo.engine.sharding import fold, piece
 
 
 class EMA:
@@ -38,19 +40,32 @@ class EMA:
             state |= {n: a.to(state[n].dtype) for n, a in self.averages[index].items()}
         return state
 
-    def module(self, module: nn.Module, index: int = 0) -> nn.Module:
-        """A frozen copy of `module` with the averaged weights, in evaluation mode."""
-        out = copy.deepcopy(module).requires_grad_(False).eval()
-        out.load_state_dict(self.weights(module, index))
-        return out
+    @contextlib.contextmanager
+    def applied(self, module: nn.Module, index: int = 0) -> Iterator[None]:
+        """`module` with the index-th average in place of its trainable parameters, until the block ends."""
+        if not self.averages:
+            yield
+            return
+        live = [p.detach().clone() for p in self._live.values()]
+        self._put(module, self.averages[index].values())
+        try:
+            yield
+        finally:
+            self._put(module, live)
+
+    @torch.no_grad()
+    def _put(self, module: nn.Module, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self._live.values(), values, strict=True):
+            parameter.copy_(value)
+        fold(module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and the number of updates."""
+        """Averages (in pieces where the network is) and the number of updates."""
         return {"averages": self.averages, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from saved averages."""
+        """Continue from saved averages, which are whole."""
         self.updates = int(state["updates"])
         for mine, saved in zip(self.averages, state["averages"], strict=True):
             for name, value in mine.items():
-                value.copy_(saved[name])
+                value.copy_(piece(saved[name], value))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softdimo.errors import DataError, RecipeError
 from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Source, Teacher, Tokenizer
+from softdimo.ranks import ALONE, Ranks
 from softdimo.shapes import Image
 
 Progress = Callable[[str, int, int], None]
@@ -49,6 +50,8 @@ class Pieces:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     forbidden: Mapping[str, str] = field(default_factory=dict)
     """Networks that took part in training (`network_digests`), by what they did there: none of them may judge."""
+    ranks: Ranks = ALONE
+    """Who shares the batches of a row."""
 
     def need_tokenizer(self, row: str) -> Tokenizer:
         """The tokenizer. Raises RecipeError where there is none."""
@@ -58,10 +61,10 @@ class Pieces:
 
 
 def real_images(
-    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str, ranks: Ranks
 ) -> Stream:
     """Images of a split at `index`, in batches; tokens are decoded. Raises DataError where there is neither."""
-    for batch in _batches(pieces, split, index, batch_size, progress, what):
+    for batch in _batches(pieces, split, index, batch_size, progress, what, ranks):
         if batch.images is not None:
             yield batch.images, batch.cond
         elif batch.tokens is not None and pieces.tokenizer is not None:
@@ -83,16 +86,16 @@ def reconstruction_split(subject: Subject, pieces: Pieces) -> tuple[str, str]:
 def reconstructions(
     pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
 ) -> Stream:
-    """decode(encode(image)) of real images."""
+    """decode(encode(image)) of this rank's batches of real images."""
     tokenizer = pieces.need_tokenizer(what)
-    for batch in _batches(pieces, split, index, batch_size, progress, what):
+    for batch in _batches(pieces, split, index, batch_size, progress, what, pieces.ranks):
         if batch.images is None:
             raise DataError("a reconstruction needs the images; this data set gives tokens only")
         yield tokenizer.decode(tokenizer.encode(batch.images), batch.cond), batch.cond
 
 
 def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int, progress: Progress) -> Stream:
-    """n images of a network in evaluation mode for balanced conditions, in batches.
+    """This rank's batches of n images of a network in evaluation mode for balanced conditions.
 
     The random numbers of a batch depend on the seed and the batch's place alone. Raises RecipeError where the network,
     the sampler or the tokenizer is missing.
@@ -110,7 +113,7 @@ def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int
     training = net.training
     net.eval()
     try:
-        for first in range(0, n, batch_size):
+        for first in pieces.ranks.mine(range(0, n, batch_size)):
             cond = conditions[first : first + batch_size].to(pieces.device)
             rng = torch.Generator(pieces.device).manual_seed(mix(seed, first))
             if subject.decode == "soft" and probs is not None:
@@ -133,13 +136,12 @@ def mix(seed: int, place: int) -> int:
 
 
 def _batches(
-    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str, ranks: Ranks
 ) -> Iterator[Batch]:
     if not len(index):
         raise DataError(f"{what}: the split `{split}` has no images; an evaluation needs training and held-out images")
     source = source_of(pieces, split)
-    done = 0
-    for part in torch.split(index, batch_size):
+    for first in ranks.mine(range(0, len(index), batch_size)):
+        part = index[first : first + batch_size]
         yield source.get(part).to(pieces.device)
-        done += len(part)
-        progress(what, done, len(index))
+        progress(what, first + len(part), len(index))

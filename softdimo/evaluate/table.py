@@ -36,6 +36,7 @@ from softdimo.evaluate.rows import (
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
 from softdimo.math.digest import digest_json, digest_module
+from softdimo.ranks import ALONE, Ranks
 
 Json = dict[str, Any]
 Judges = Mapping[str, Metric]
@@ -99,6 +100,9 @@ def evaluate(
     their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
     whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
 
+    The ranks of `pieces.ranks` share the batches of each row, in which nothing depends on their number; all return the
+    table, and the first writes it. Every rank looks at the whole reference.
+
     `lock` tells the versions that measure: that of the last row measured stands in the file, and each row says `by`
     which softdimo it was measured.
 
@@ -108,7 +112,7 @@ def evaluate(
         DataError: a split has no images, or too few for a metric.
         CheckpointError: `path` exists and is not an evaluation.
     """
-    before, lock = _read(path), lock or {}
+    before, lock = pieces.ranks.agree(_read(path)), lock or {}
     kept = {row["key"]: row for row in before.get("rows", []) if "key" in row}
     rows = _rows(pieces.rows, real)
     plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
@@ -116,7 +120,8 @@ def evaluate(
         judges, whole = pieces.metrics(), pieces.metrics()
         order = torch.randperm(len(pieces.data.reference()), generator=torch.Generator().manual_seed(0))
         chosen = order[:reference].sort().values
-        _feed_reference((judges, whole), real_images(pieces, "train", chosen, batch_size, progress, "reference"))
+        every = real_images(pieces, "train", chosen, batch_size, progress, "reference", ALONE)
+        _feed_reference((judges, whole), every)
         evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
         refuse_players(evaluator, pieces.forbidden)
         evaluator["data"] = pieces.data.fingerprint()
@@ -137,7 +142,8 @@ def evaluate(
                 result["lock"] = lock
             found = [(r.name, k) for r, k in zip(rows, keys, strict=True) if k in kept]  # later ones may be there too
             result["rows"] = [kept[k] | {"name": name, "key": k} for name, k in found]
-            write_json(path, result)
+            if pieces.ranks.first:
+                write_json(path, result)
     return result
 
 
@@ -181,7 +187,7 @@ def _measure(row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan
         report = _under(name, progress)
         current, stream = _halves(pieces, plan, seed, report) if row.halves else (judges, None)
         stream = stream or _stream(row, pieces, plan, seed, about.get("split", ""), report)
-        share, found, warnings = _judge(current, stream, pool)
+        share, found, warnings = _judge(current, stream, pool, pieces.ranks)
         n = n + share if pool else share
         for key, value in found.items():
             values.setdefault(key, []).append(value)
@@ -206,15 +212,20 @@ def _under(name: str, progress: Progress) -> Progress:
     return lambda what, done, total: progress(name, done, total)
 
 
-def _judge(judges: Judges, stream: Stream, pool: Judges) -> tuple[int, dict[str, float], list[str]]:
-    """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too."""
+def _judge(judges: Judges, stream: Stream, pool: Judges, ranks: Ranks) -> tuple[int, dict[str, float], list[str]]:
+    """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too.
+
+    `stream` gives this rank's batches. Every rank adds what all have seen, so that all have the same numbers.
+    """
     for metric in judges.values():
         metric.reset()
     n = 0
-    for images, cond in stream:
-        n += len(images)
-        for metric in (*judges.values(), *pool.values()):
-            metric.update(images, cond)
+    looks = ((len(images), [m.look(images, cond) for m in judges.values()]) for images, cond in stream)
+    for count, seen in ranks.in_order(looks):
+        n += count
+        for metrics in (judges, pool):
+            for metric, each in zip(metrics.values(), seen, strict=bool(metrics)):
+                metric.add(each)
     return n, _results(judges), [note for metric in judges.values() for note in metric.notes()]
 
 
@@ -234,7 +245,7 @@ def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progres
         return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress)
     size = len(source_of(pieces, split))
     if row.subject.of == "real":
-        return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name)
+        return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name, pieces.ranks)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))  # a split may be sorted by class
     some = order[: plan.samples * len(plan.seeds)].sort().values
     return reconstructions(pieces, split, some, plan.batch_size, progress, row.name)
@@ -247,8 +258,9 @@ def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[
     order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
     judges = pieces.metrics()
     quiet: Progress = lambda what, done, total: None  # noqa: E731
-    _feed_reference((judges,), real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves"))
-    return judges, real_images(pieces, "train", order[size : 2 * size], plan.batch_size, progress, "halves")
+    _feed_reference((judges,), real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves", ALONE))
+    other = order[size : 2 * size]
+    return judges, real_images(pieces, "train", other, plan.batch_size, progress, "halves", pieces.ranks)
 
 
 def _feed_reference(sets: Sequence[Judges], stream: Stream) -> None:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from softdimo.errors import DataError
-from softdimo.kinds import Cond, Context, Features
-from softdimo.shapes import Image
-from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, extract
+from softdimo.kinds import Context, Features
+from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen
 
 
 class Accuracy(FeatureMetricSpec):
@@ -37,21 +36,21 @@ class AccuracyMetric(FeatureMetric):
         self._n, self._right = 0, 0
         self._excess: Tensor | None = None
 
-    def update(self, img: Image, cond: Cond) -> None:
+    def add(self, seen: Seen) -> None:
         """Add generated images with the labels they were asked for.
 
         Raises DataError for conditions without a class label.
         """
-        logits = extract(self.net, img)[1]
+        logits = seen.logits
         classes = logits.shape[1]
-        labels = cond.labels.to(logits.device)
+        labels = seen.labels.to(logits.device)
         if bool(((labels < 0) | (labels >= classes)).any()):
             raise DataError(
                 f"accuracy: labels must be in [0, {classes}), the judge's classes, but there are "
                 f"{int(labels.min())} to {int(labels.max())}; drop this metric for prompts without classes"
             )
         predicted = logits.argmax(-1)
-        self._n += len(img)
+        self._n += len(labels)
         self._right += int((predicted == labels).sum())
         excess = torch.bincount(predicted, minlength=classes) - torch.bincount(labels, minlength=classes)
         self._excess = excess if self._excess is None else self._excess + excess

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softdimo.kinds import Cond, Context, Features, Metric
 from softdimo.math.digest import digest_module, tensor_bytes
-from softdimo.shapes import Image
+from softdimo.shapes import Image, Labels
 from softdimo.spec import NetworkSpec, Spec, component
 
 
@@ -56,6 +56,14 @@ def extract(net: Features, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tens
     return out
 
 
+class Seen(NamedTuple):
+    """What feature metrics keep of a batch."""
+
+    features: Float[Tensor, "B F"]
+    logits: Float[Tensor, "B K"]
+    labels: Labels
+
+
 class FeatureMetric(Metric):
     """A metric over a feature network: hashes its reference images and says what its numbers depend on."""
 
@@ -75,6 +83,18 @@ class FeatureMetric(Metric):
 
     def _reference(self, img: Image) -> None:
         """What the metric keeps of real images; nothing by default."""
+
+    def look(self, img: Image, cond: Cond) -> Seen:
+        """Features and logits of a batch of images."""
+        return Seen(*extract(self.net, img), cond.labels)
+
+    @abstractmethod
+    def add(self, seen: Seen) -> None:
+        """Add generated images."""
+
+    def update(self, img: Image, cond: Cond) -> None:
+        """Add generated images [B C H W]."""
+        self.add(self.look(img, cond))
 
     def result(self) -> dict[str, float]:
         """The numbers of the images since `reset`."""

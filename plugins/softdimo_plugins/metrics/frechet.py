@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softdimo.errors import DataError
-from softdimo.kinds import Cond, Context, Features
+from softdimo.kinds import Context, Features
 from softdimo.shapes import Image
-from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, extract
+from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen, extract
 
 
 class Frechet(FeatureMetricSpec):
@@ -87,9 +87,9 @@ class FrechetMetric(FeatureMetric):
         """Forget the generated images."""
         self._fake = Moments()
 
-    def update(self, img: Image, cond: Cond) -> None:
+    def add(self, seen: Seen) -> None:
         """Add generated images."""
-        self._fake.add(extract(self.net, img)[0])
+        self._fake.add(seen.features)
 
     def _result(self) -> dict[str, float]:
         m1, c1 = self._real.gaussian()

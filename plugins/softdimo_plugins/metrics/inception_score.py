@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from softdimo.errors import DataError
-from softdimo.kinds import Cond, Context, Features
-from softdimo.shapes import Image
-from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, extract
+from softdimo.kinds import Context, Features
+from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen
 
 
 class InceptionScore(FeatureMetricSpec):
@@ -59,9 +58,9 @@ class InceptionScoreMetric(FeatureMetric):
         """Forget the generated images."""
         self._logits = []
 
-    def update(self, img: Image, cond: Cond) -> None:
+    def add(self, seen: Seen) -> None:
         """Add generated images."""
-        self._logits.append(extract(self.net, img)[1])
+        self._logits.append(seen.logits)
 
     def _result(self) -> dict[str, float]:
         if not self._logits:

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from softdimo.errors import DataError
-from softdimo.kinds import Cond, Context, Features
+from softdimo.kinds import Context, Features
 from softdimo.shapes import Image
-from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, extract
+from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen, extract
 
 CHUNK = 1024
 """Rows of a distance matrix that exist at a time."""
@@ -136,9 +136,9 @@ class NeighborMetric(FeatureMetric):
         """Forget the generated images."""
         self._fake = []
 
-    def update(self, img: Image, cond: Cond) -> None:
+    def add(self, seen: Seen) -> None:
         """Add generated images."""
-        self._fake.append(extract(self.net, img)[0])
+        self._fake.append(seen.features)
 
     def counts(self) -> Counts:
         """Memberships of the images so far. Raises DataError where a set is empty or not larger than k."""
