@@ -12,6 +12,7 @@ from benchmarks import parity_checks as checks
 from benchmarks.parity_checks.case import Case
 from benchmarks.parity_checks.registry import find, run
 from softdimo.kinds import Cond, Context, ImageShape, TokenShape
+from softdimo_plugins.lora import Lora, LoraTeacher
 from softdimo_plugins.losses.dimo import DiMOTerm
 from softdimo_plugins.samplers.maskgit import MaskGIT
 from softdimo_plugins.teachers import halton, maskgit
@@ -189,3 +190,17 @@ def test_dropout_acts_in_training_only():
         assert not torch.equal(first, second)
         first, second = (net.eval()(net.embed(x), Cond(torch.zeros(1, dtype=torch.long))).logits for _ in range(2))
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("spec", [MaskGit, Halton])
+def test_adapters_reach_every_linear_layer_of_a_block(spec):
+    """Queries, keys and values too, although MaskGIT's public weights hold them as plain tensors."""
+    torch.manual_seed(0)
+    context = Context(ImageShape(3, 4, 4), ("a",), None, TokenShape(2, 2, 1, 5))
+    net = spec(width=16, depth=2, heads=2, classes=1).build(context).eval()
+    adapted = LoraTeacher(net, Lora(use="lora", rank=2)).eval()
+    named = dict(net.layers()[0].named_parameters())
+    in_blocks = [name for name in adapted.adapters if "layers/" in name]
+    assert len(in_blocks) == 2 * sum(p.ndim == 2 for p in named.values())
+    x, cond = torch.full((1, 4, 1), 5), Cond(torch.zeros(1, dtype=torch.long))
+    assert torch.equal(adapted(adapted.embed(x), cond).logits, net(net.embed(x), cond).logits)

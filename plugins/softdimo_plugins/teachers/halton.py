@@ -95,13 +95,13 @@ class Attention(nn.Module):
     def __init__(self, spec: Halton) -> None:
         super().__init__()
         self.heads = spec.heads
-        inner = spec.heads * (spec.width // spec.heads)
+        self.inner = inner = spec.heads * (spec.width // spec.heads)
         self.wq, self.wk, self.wv = (nn.Linear(spec.width, inner, bias=False) for _ in range(3))
         self.wo = nn.Linear(inner, spec.width, bias=False)
 
     def forward(self, x: Embedding) -> Embedding:
         """[B L D] -> [B L D]."""
-        q, k = (functional.rms_norm(w(x), (w.out_features,), eps=EPS) for w in (self.wq, self.wk))
+        q, k = (functional.rms_norm(w(x), (self.inner,), eps=EPS) for w in (self.wq, self.wk))
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.wv(x)))
         mixed = functional.scaled_dot_product_attention(q, k, v.to(q.dtype))
         out: Tensor = self.wo(mixed.transpose(1, 2).flatten(2))
