@@ -83,7 +83,20 @@ def ablations(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("ablations", ablations)]
+def toy(result: dict[str, Any]) -> str:
+    """Two coupled coins."""
+    return "\n\n".join(
+        [
+            f"## The exact toy\n\n`python benchmarks/toy.py RUNS` ({tables.made_by(result)}): two coupled binary tokens, "
+            f"whose joint a student of `recipes/toy.yaml` learns in {result['iterations']} iterations and whose total "
+            f"variation from the data is summed exactly; {len(result['seeds'])} training seeds.",
+            "![Total variation of every variant](results/toy.png)",
+            tables.toy(result),
+        ]
+    )
+
+
+SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("toy", toy), ("ablations", ablations)]
 """Benchmarks beside the two runs, in the order of the page."""
 
 

@@ -112,3 +112,14 @@ def ablation(result: Result, name: str) -> str:
         *(("ms/iteration", "state, MiB") if costs else ()),
     ]
     return table(heads, body)
+
+
+def toy(result: Result) -> str:
+    """Every variant of the toy: total variation, mean and range over training seeds."""
+    body = [
+        [r["group"], r["name"], f"{r['mean']:.4f}", f"{min(r['tv']):.4f} to {max(r['tv']):.4f}", r["note"]]
+        for r in result["rows"]
+    ]
+    body.append(["", "before training", f"{result['start']:.4f}", "", ""])
+    body.append(["", "best of independent tokens", f"{result['best_factorized']:.4f}", "", ""])
+    return table(["", "", "total variation", "least to most", ""], body)
