@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softdimo.kinds import Batch, Cond, Context, Data, ImageShape, Metric, Source
-from softdimo.testing.claims import labels, need, no_global_randomness, rng, unchanged
+from softdimo.testing.claims import labels, need, no_global_randomness, rng, unchanged, works
 from softdimo.testing.tiny import context
 
 IMAGES = 48
@@ -49,6 +50,8 @@ def check_metric(build: Callable[[Context], Metric]) -> None:
         (dict(whole.result()), "asked twice, the numbers must be the same"),
         (_numbers(parts, fake, cond, 5), "the numbers must not depend on how images are cut into batches"),
         (_numbers(parts, fake[order], cond[order], 11), "the numbers must not depend on the order of the images"),
+        (_gathered(whole, parts, fake, cond, 5), "to `add` what another rank's `look` saw must be to `update`"),
+        (_after_a_look(parts, other, cond), "`look` must change nothing"),
     ):
         need(close(found), f"{what}: {numbers} and {found}")
     need(_fingerprint(whole) == printed[0], "generated images must not change the fingerprint")
@@ -75,6 +78,20 @@ def _numbers(metric: Metric, img: Tensor, cond: Cond, batch: int) -> dict[str, f
         need(finite, f"`{name}` must be a finite number, not {value!r}")
     need(all(isinstance(note, str) for note in metric.notes()), "notes are sentences")
     return out
+
+
+def _gathered(metric: Metric, rank: Metric, img: Tensor, cond: Cond, batch: int) -> dict[str, float]:
+    """`reset`, `add` of what another rank saw and sent, `result`."""
+    metric.reset()
+    for first in range(0, len(img), batch):
+        seen = rank.look(img[first : first + batch], cond[first : first + batch])
+        metric.add(works(lambda seen=seen: pickle.loads(pickle.dumps(seen)), "sending what `look` saw"))  # type: ignore[misc]
+    return dict(metric.result())
+
+
+def _after_a_look(metric: Metric, img: Tensor, cond: Cond) -> dict[str, float]:
+    metric.look(img, cond)
+    return dict(metric.result())
 
 
 def _fingerprint(metric: Metric) -> dict[str, str | int | float]:

@@ -76,6 +76,11 @@ def thinned(self):
     return {"distance": float((torch.cat(self.fake)[some].mean(0) - torch.cat(self.real).mean(0)).norm())}
 
 
+def counted(self, img, cond):
+    self.update(img, cond)
+    return img, cond
+
+
 def keeps_all(self):
     self.fake, self.right = getattr(self, "fake", []), getattr(self, "right", [])
 
@@ -105,6 +110,9 @@ def test_metrics():
         ({"result": lambda s: {}}, "one or more"),
         ({"result": lambda s: {"distance": 1.0}}, "other images and labels must give other numbers"),
         ({"features": lambda s, img: Distance.features(s, img.clamp_(max=0.9))}, "change its reference in place"),
+        ({"look": lambda s, img, cond: (img[:2], cond[:2])}, "another rank's `look` saw must be to `update`"),
+        ({"look": counted}, "`look` must change nothing"),
+        ({"look": lambda s, img, cond: lambda: img}, "sending what `look` saw must work, but raises"),
         ({"fingerprint": without("reference")}, "another reference, other numbers: so the fingerprint must change"),
         ({"fingerprint": without("features")}, "another networks?, other numbers: so the fingerprint must change"),
         ({"fingerprint": lambda s: {"object": id(s)}}, "must have the same fingerprint"),
