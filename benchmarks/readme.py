@@ -51,7 +51,7 @@ def whole() -> str:
         "## The long recipe\n\n" + tables.run_line(LONG, long),
         tables.seeds(long),
         tables.rows(long),
-        "The teacher's guidance was swept by `benchmarks/guidance.py`: `results/guidance/`.",
+        "The main job's teacher was swept over guidance by `benchmarks/guidance.py`: `results/guidance/`.",
     ]
     for name, section in SECTIONS:
         if (RESULTS / f"{name}.json").is_file():
