@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import pytest
+
+from tests.recipe.toy import ENTRIES
 
 
 def distribution(
@@ -27,3 +32,12 @@ def distribution(
     for module, source in (modules or {}).items():
         (folder / f"{module}.py").write_text(source)
     return folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def toy_components(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The toy components, installed while the tests of a folder run, whose conftest imports this."""
+    folder = distribution(tmp_path_factory.mktemp("toy"), "toy", ENTRIES)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))

@@ -14,12 +14,12 @@ from softdimo.build import Components
 from softdimo.check import check
 from softdimo.errors import DataError, RecipeError
 from softdimo.recipe import load
-from tests.small import write_recipes
+from tests import tiny
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(write_recipes(tmp_path))
+    monkeypatch.chdir(tiny.write(tmp_path).parent)
     return tmp_path
 
 
@@ -46,15 +46,15 @@ def test_a_student_with_its_critics(home: Path) -> None:
     assert (by_name["teacher (compact)"].total, by_name["teacher (compact)"].gradients) == (4 * count, 0)
     assert [p.name for p in estimate.phases] == ["generator's turn", "turn of dimo's critic", "turn of gan's critic"]
     assert all(p.size > 0 and not p.unknown for p in estimate.phases)
-    assert estimate.data >= 8 * 8 * 8
+    assert estimate.data >= 1497 * 8 * 8  # bytes
     assert estimate.fits
-    assert "tokens: 2 x 2 positions, 1 group of 7 classes" in text
+    assert "tokens: 4 x 4 positions, 1 group of 16 classes" in text
     assert re.search(r"about .* free on .*: fits", text)
 
 
 def test_memory_grows_with_the_batch(home: Path) -> None:
     small, _ = told("student.yaml")
-    large, _ = told("student.yaml", "train.batch_size=400")
+    large, _ = told("student.yaml", "train.batch_size=800")
     assert small.networks == large.networks
     assert large.phases[0].size == pytest.approx(100 * small.phases[0].size, rel=0.05)
 
@@ -79,12 +79,12 @@ def test_networks_trained_on_data(home: Path, name: str, first: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("heads: 2", "heads: 3", r"student\.yaml:5:52 teacher\.heads: 3 does not divide width: 8"),
-        ("patch: 4", "patch: 16", r"student\.yaml:4:34 tokenizer\.patch: 16 does not divide images of 8 x 8"),
+        ("heads: 2", "heads: 3", r"student\.yaml:4:53 teacher\.heads: 3 does not divide width: 16"),
+        ("patch: 2", "patch: 16", r"student\.yaml:3:34 tokenizer\.patch: 16 does not divide images of 8 x 8"),
         ("{use: teacher_features, hidden: 8}", "{use: teacher_features, blocks: [4]}",
          r"train\.terms\.1\.discriminator\.blocks: \[4\] not in this teacher"),
-        ("width: 8", "width: 16", r"student\.yaml:5:.* teacher\.weights: teacher\.yaml makes weights of another shape"),
-        ("codebook: 7", "codebook: 9", r"tokenizer\.weights: tokenizer\.yaml makes weights of another shape"),
+        ("width: 16", "width: 8", r"student\.yaml:4:.* teacher\.weights: teacher\.yaml makes weights of another shape"),
+        ("codebook: 16", "codebook: 9", r"tokenizer\.weights: tokenizer\.yaml makes weights of another shape"),
         ("weights: {recipe: teacher.yaml}", "weights: no.safetensors", r"teacher\.weights: .*no\.safetensors does not"),
     ],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_told_at_its_place(home: Path, old: str, new: str, sai
 def test_faults_of_needed_recipes_are_told_in_their_own_file(home: Path) -> None:
     text = (home / "teacher.yaml").read_text()
     (home / "teacher.yaml").write_text(text.replace("heads: 2", "heads: 5"))
-    with pytest.raises(RecipeError, match=r"teacher\.yaml:5:52 teacher\.heads: 5 does not divide"):
+    with pytest.raises(RecipeError, match=r"teacher\.yaml:4:53 teacher\.heads: 5 does not divide"):
         told("student.yaml")
 
 
@@ -112,7 +112,7 @@ def test_overrides_are_named(home: Path) -> None:
 
 def test_a_missing_data_set_keeps_its_own_error(home: Path) -> None:
     with pytest.raises(DataError):
-        told("student.yaml", "data.path=elsewhere")
+        told("student.yaml", "data={use: folder, path: elsewhere, size: 8, channels: 1}")
 
 
 def test_it_trains_nothing_writes_nothing_and_needs_no_trainer(home: Path) -> None:

@@ -11,13 +11,13 @@ from softdimo_plugins.discriminators.pixels import Pixels
 from softdimo_plugins.discriminators.teacher_features import TeacherFeatures
 from softdimo_plugins.losses.dimo import DiMO
 from softdimo_plugins.losses.gan import GAN
+from tests import tiny
 from tests.engine.tiny import batch, context, distillation, players
-from tests.small import write_recipes
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(write_recipes(tmp_path))
+    monkeypatch.chdir(tiny.write(tmp_path).parent)
     return tmp_path
 
 
@@ -39,9 +39,9 @@ def test_a_student_is_explained(home: Path) -> None:
         assert said in text, said
     plan = text[text.index("softdimo run will") :]
     assert plan.split("\n")[1:5] == [
-        "   1. for the tokenizer: tokenizer.yaml (tokenizer, 5 iterations of 4), unless cached",
-        "   2. for the teacher: teacher.yaml (teacher, 6 iterations of 4), unless cached",
-        "   3. train the student: 7 iterations of 4, and keep its EMA in weights.safetensors",
+        "   1. for the tokenizer: tokenizer.yaml (tokenizer, 4 iterations of 8), unless cached",
+        "   2. for the teacher: teacher.yaml (teacher, 4 iterations of 8), unless cached",
+        "   3. train the student: 4 iterations of 8, and keep its EMA in weights.safetensors",
         "   4. write report.html",
     ]
     assert max(map(len, text.splitlines())) <= 100
@@ -64,19 +64,15 @@ def test_networks_trained_on_data_are_explained(home: Path) -> None:
 
 
 def test_measurements_come_after_training_with_what_they_need(home: Path) -> None:
-    judge = "{use: cnn, weights: {recipe: judge.yaml, set: {seed: 3}}}"
-    (home / "judge.yaml").write_text(
-        "title: j\ndata: {use: folder, path: pictures, size: 8, channels: 1}\nfeatures: {use: cnn}\n"
-        "train: {network: features, iterations: 9, batch_size: 2}\n"
-    )
+    judge = "{use: cnn, width: 4, features: 4, weights: {recipe: judge.yaml, set: {seed: 3}}}"
     (home / "measured.yaml").write_text(
         "base: student.yaml\neval:\n  samples: 8\n  metrics:\n"
         f"    - {{use: accuracy, features: {judge}}}\n  rows: [{{name: s, of: student}}]\n"
     )
     plan = explain(load("measured.yaml")).split("softdimo run will")[1].split("\n")
     assert plan[3:6] == [
-        "   3. train the student: 7 iterations of 4, and keep its EMA in weights.safetensors",
-        "   4. for the metric `accuracy`: judge.yaml seed=3 (features, 9 iterations of 2), unless cached",
+        "   3. train the student: 4 iterations of 8, and keep its EMA in weights.safetensors",
+        "   4. for the metric `accuracy`: judge.yaml seed=3 (features, 4 iterations of 8), unless cached",
         "   5. measure 1 rows (s) with accuracy: 8 samples, seeds 0, 1, 2",
     ]
 

@@ -10,7 +10,7 @@ from softdimo.lineage import ancestry, cached, open_run
 from softdimo.recipe import load
 from softdimo.report.folder import Folder
 from softdimo.spec import RecipeRef
-from tests.small import finished
+from tests.tiny import finished
 
 
 @pytest.mark.parametrize("smoke", [False, True])
@@ -34,7 +34,7 @@ def test_a_cached_run_of_other_settings_is_not_taken(tmp_path: Path) -> None:
 def test_recipes_that_changed_since_are_noticed(tmp_path: Path) -> None:
     run = finished(tmp_path)
     text = (tmp_path / "teacher.yaml").read_text()
-    (tmp_path / "teacher.yaml").write_text(text.replace("iterations: 6", "iterations: 60"))
+    (tmp_path / "teacher.yaml").write_text(text.replace("iterations: 4", "iterations: 40"))
     with pytest.raises(CheckpointError, match="recipes that have changed since"):
         open_run(run)
 

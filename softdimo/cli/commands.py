@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -130,34 +131,24 @@ def sample(
     typer.echo(f"wrote {out}")
 
 
-def search(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    out: Out = None,
-    smoke: Smoke = False,
-    threads: Threads = None,
-    device: Where = None,
-) -> None:
-    """Run the search section only, on a recipe or a finished run."""
-    loaded = _load(recipe, overrides, smoke, threads, device)
-    from softdimo.run import search_only
+def _section(name: str) -> Callable[..., None]:
+    """The command that runs one section of a recipe or a finished run."""
 
-    search_only(loaded, out)
+    def command(
+        recipe: Recipe,
+        overrides: Overrides = None,
+        out: Out = None,
+        smoke: Smoke = False,
+        threads: Threads = None,
+        device: Where = None,
+    ) -> None:
+        loaded = _load(recipe, overrides, smoke, threads, device)
+        from softdimo import run
 
+        {"eval": run.eval_only, "search": run.search_only}[name](loaded, out)
 
-def evaluate(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    out: Out = None,
-    smoke: Smoke = False,
-    threads: Threads = None,
-    device: Where = None,
-) -> None:
-    """Run the eval section only, on a recipe or a finished run."""
-    loaded = _load(recipe, overrides, smoke, threads, device)
-    from softdimo.run import eval_only
-
-    eval_only(loaded, out)
+    command.__name__, command.__doc__ = name, f"Run the {name} section only, on a recipe or a finished run."
+    return command
 
 
 def compare(
@@ -220,9 +211,8 @@ def add(app: typer.Typer) -> None:
     for panel, group in {
         "Recipes": (run, check, explain, schema),
         "Models": (sample, export),
-        "Measuring": (evaluate, search, compare),
+        "Measuring": (_section("eval"), _section("search"), compare),
         "Plugins": (new,),
     }.items():
         for command in group:
-            name = "eval" if command is evaluate else command.__name__
-            app.command(name, rich_help_panel=panel)(command)
+            app.command(command.__name__, rich_help_panel=panel)(command)

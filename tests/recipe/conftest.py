@@ -1,24 +1,13 @@
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from softdimo.errors import RecipeError
 from softdimo.recipe import load
-from tests.fakes import distribution
-from tests.recipe.toy import ENTRIES
-
-
-@pytest.fixture(scope="package", autouse=True)
-def toy_components(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The toy components, installed while the tests of this folder run."""
-    folder = distribution(tmp_path_factory.mktemp("toy"), "toy", ENTRIES)
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
+from tests.fakes import toy_components as toy_components
 
 
 @pytest.fixture
