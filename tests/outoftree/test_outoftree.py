@@ -59,7 +59,8 @@ def test_it_is_listed_and_healthy(installed, tmp_path):
     rows = [line.split() for line in listed.stdout.splitlines()]
     assert ["loss", "bag_gan", "softdimo-symmetry", "0.3.0"] in rows
     assert ["reward", "symmetry", "softdimo-symmetry", "0.3.0"] in rows
-    assert softdimo(installed, tmp_path, "plugins", "doctor", "reward").returncode == 0
+    for kind in ("reward", "loss"):
+        assert softdimo(installed, tmp_path, "plugins", "doctor", kind).returncode == 0
 
 
 def test_it_keeps_the_contract(installed, tmp_path):

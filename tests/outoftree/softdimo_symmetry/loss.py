@@ -39,7 +39,8 @@ class BagGANTerm:
 
     def _score(self, e: Tensor) -> Tensor:
         assert self.critic is not None
-        return self.critic(e.mean(1))
+        scores: Tensor = self.critic(e.mean(1))
+        return scores
 
     def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
         """softplus(-D) of the student's soft embeddings."""
