@@ -167,4 +167,5 @@ def pictures(folder: Path) -> None:
 
 def test_every_kind_is_checked_and_every_case_is_of_something():
     assert {what.split()[0] for what in components()} == set(registry.KINDS)
+    assert all(hasattr(testing, f"check_{kind}") for kind in registry.KINDS)
     assert set(CASES) <= set(components())
