@@ -1,8 +1,8 @@
 """Three ablations on the animals job: `python benchmarks/ablations.py RUNS`.
 
-`recipes/ablation_r_init.yaml`, `ablation_auxiliary.yaml` and `ablation_consistency.yaml` are run in RUNS (their students
-are made once and cached); for the last, gradients are compared too (`consistency.py`). For the second, iterations are
-timed, all variants in turns. Writes results/ablations.json and results/ablations.png.
+`recipes/ablation_r_init.yaml`, `ablation_auxiliary.yaml` and `ablation_consistency.yaml` are run in RUNS (their
+students are made once and cached); for the last, gradients are compared too (`consistency.py`). For the second,
+iterations are timed, all variants in turns. Writes results/ablations.json and results/ablations.png.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class _Process:
 
     def error(self, code: int) -> SoftdimoError:
         """What went wrong, as the job said it."""
-        text = "".join(self._said).strip() or _ending(code) + "; the same command with --resume goes on"
+        text = "".join(self._said).strip() or f"{_ending(code)}. The same command with --resume goes on"
         found = SoftdimoError(f"{self.job.title}: {text}")
         found.code = code if 0 < code < 128 else 1
         return found
@@ -228,7 +228,7 @@ def _ending(code: int) -> str:
     if code >= 0:
         return f"it ended with code {code}"
     name = signal.Signals(-code).name
-    return f"it was killed ({name})" + ("; was there enough memory?" if name == "SIGKILL" else "")
+    return f"it was killed ({name})" + (", perhaps for want of memory" if name == "SIGKILL" else "")
 
 
 def _end(running: dict[str, _Process]) -> None:

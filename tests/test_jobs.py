@@ -191,8 +191,11 @@ def test_the_first_failure_stops_the_rest_which_save(fakes: Fakes, capfd: pytest
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mute", "the mute job: it ended with code 1"),
-        ("greedy", "the greedy job: it was killed (SIGKILL); was there enough memory?"),
+        ("mute", "the mute job: it ended with code 1. The same command with --resume goes on"),
+        (
+            "greedy",
+            "the greedy job: it was killed (SIGKILL), perhaps for want of memory. The same command with --resume goes on",
+        ),
     ],
 )
 def test_a_job_that_ends_without_a_word(fakes: Fakes, name: str, message: str) -> None:
