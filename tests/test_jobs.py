@@ -194,7 +194,8 @@ def test_the_first_failure_stops_the_rest_which_save(fakes: Fakes, capfd: pytest
         ("mute", "the mute job: it ended with code 1. The same command with --resume goes on"),
         (
             "greedy",
-            "the greedy job: it was killed (SIGKILL), perhaps for want of memory. The same command with --resume goes on",
+            "the greedy job: it was killed (SIGKILL), perhaps for want of memory. "
+            "The same command with --resume goes on",
         ),
     ],
 )
