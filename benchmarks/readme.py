@@ -87,9 +87,9 @@ def toy(result: dict[str, Any]) -> str:
     """Two coupled coins."""
     return "\n\n".join(
         [
-            f"## The exact toy\n\n`python benchmarks/toy.py RUNS` ({tables.made_by(result)}): two coupled binary tokens. "
-            f"A student of `recipes/toy.yaml` learns their joint in {result['iterations']} iterations; its total variation "
-            f"from the data is summed exactly, for {len(result['seeds'])} training seeds.",
+            f"## The exact toy\n\n`python benchmarks/toy.py RUNS` ({tables.made_by(result)}): two coupled binary "
+            f"tokens. A student of `recipes/toy.yaml` learns their joint in {result['iterations']} iterations; its "
+            f"total variation from the data is summed exactly, for {len(result['seeds'])} training seeds.",
             "![Total variation of every variant](results/toy.png)",
             tables.toy(result),
         ]
