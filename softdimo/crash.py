@@ -67,9 +67,12 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def let_rank_zero_speak() -> None:
+def let_rank_zero_speak(seconds: float = 15.0) -> None:
     """Wait, on other ranks that have not met yet: torchrun and srun end them when rank 0 stops at the same fault."""
     torch = sys.modules.get("torch")
     met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
     if not met and int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) > 0:
-        time.sleep(2.0)
+        try:
+            time.sleep(seconds)
+        except KeyboardInterrupt:
+            sys.exit(1)

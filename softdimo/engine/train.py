@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from softdimo.build import PRODUCT, Components, locate, needs_weights
 from softdimo.engine import fit
@@ -86,6 +87,7 @@ class Training:
     def _compile(self, net: nn.Module) -> None:
         """torch.compile, layer by layer where a teacher names them (short compile times, one graph for all of them)."""
         if self.parts.recipe.hardware.compile:
+            functorch.donated_buffer = False  # gradients at the logits are taken with `retain_graph`
             for layer in (net.layers() if isinstance(net, Teacher) else ()) or [net]:
                 layer.compile()
 
