@@ -96,7 +96,22 @@ def toy(result: dict[str, Any]) -> str:
     )
 
 
-SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("toy", toy), ("ablations", ablations)]
+def speed(result: dict[str, Any]) -> str:
+    """What a step costs."""
+    return f"## Speed\n\n`python benchmarks/speed.py` ({tables.made_by(result)}).\n\n{tables.speed(result)}"
+
+
+def memory(result: dict[str, Any]) -> str:
+    """What a step needs."""
+    return f"## Memory\n\n`python benchmarks/memory.py` ({tables.made_by(result)}).\n\n{tables.memory(result)}"
+
+
+SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("toy", toy),
+    ("ablations", ablations),
+    ("speed", speed),
+    ("memory", memory),
+]
 """Benchmarks beside the two runs, in the order of the page."""
 
 

@@ -123,3 +123,53 @@ def toy(result: Result) -> str:
     body.append(["", "before training", f"{result['start']:.4f}", "", ""])
     body.append(["", "best of independent tokens", f"{result['best_factorized']:.4f}", "", ""])
     return table(["", "", "total variation", "least to most", ""], body)
+
+
+def memory(result: Result) -> str:
+    """The divergence kernel, and the estimate of `check` against an iteration's measured peak."""
+    kernel, mib, student = result["divergence"], 2**20, ", and the student's gradient"
+    rows = [
+        [name, f"{m['expected'] / mib:.1f}", f"{m['measured'] / mib:.1f}", f"{100 * m['error']:+.1f} %"]
+        for name, m in result["iterations"].items()
+    ]
+    saved = [[n, *(f"{m[k] / mib:.1f}" for k in ("expected", "measured"))] for n, m in result["lora saves"].items()]
+    return "\n\n".join(
+        [
+            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes, in logit "
+            f"tensors: {kernel['chunked']:.2f} in chunks against {kernel['whole tensors']:.2f} on whole tensors; with the "
+            f"student's gradient {kernel['chunked' + student]:.2f} against {kernel['whole tensors' + student]:.2f}.",
+            table(["one iteration, MiB", "`softdimo check` expects", "measured peak", "error"], rows),
+            table(["what `auxiliary: {use: lora}` takes away, MiB", "expected", "measured"], saved),
+        ]
+    )
+
+
+def speed(result: Result) -> str:
+    """One step beside the published loop, and where its time goes."""
+    large, loops = result["maskgit"], result["maskgit"]["loops"]
+    body: list[list[object]] = [
+        ["network passes", *(f"{r['passes']:g}" for r in loops.values())],
+        ["seconds, median", *(f"{r['median']:.1f}" for r in loops.values())],
+        ["times as fast, median (range)", *(_times(r) for r in loops.values())],
+        ["peak memory, GiB", *(f"{r['peak_bytes'] / 2**30:.1f}" for r in loops.values())],
+    ]
+    for phase in dict.fromkeys(p for r in loops.values() for p in r["phases"]):
+        shares = (r["phases"].get(phase, 0.0) / r["median"] for r in loops.values())
+        body.append([f"share of {phase}", *(f"{100 * s:.1f} %" for s in shares)])
+    net, shape = large["teacher"], large["tokens"]
+    ((_, small),) = result["animals"].items()
+    heads = ", ".join(f"{p} {1000 * t:.0f}" for p, t in small["phases"].items() if t >= 0.01 * small["median"])
+    return "\n\n".join(
+        [
+            f"One step with {net['depth']} layers of width {net['width']}, V = {shape['V']}, batch {large['batch']}, "
+            f"random weights, {len(next(iter(loops.values()))['seconds'])} steps of each in turn on "
+            f"{result['provenance']['threads']} threads:",
+            table(["", *loops], body),
+            f"A step of `recipes/animals_dimo.yaml` takes {1000 * small['median']:.0f} ms: {heads}.",
+        ]
+    )
+
+
+def _times(row: Result) -> str:
+    found = row.get("times_as_fast")
+    return "1" if found is None else "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**found)
