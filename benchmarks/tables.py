@@ -136,8 +136,8 @@ def memory(result: Result) -> str:
     return "\n\n".join(
         [
             f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes, in logit "
-            f"tensors: {kernel['chunked']:.2f} in chunks against {kernel['whole tensors']:.2f} on whole tensors; with the "
-            f"student's gradient {kernel['chunked' + student]:.2f} against {kernel['whole tensors' + student]:.2f}.",
+            f"tensors: {kernel['chunked']:.2f} in chunks against {kernel['whole tensors']:.2f} on whole tensors; with "
+            f"the student's gradient {kernel['chunked' + student]:.2f} against {kernel['whole tensors' + student]:.2f}.",
             table(["one iteration, MiB", "`softdimo check` expects", "measured peak", "error"], rows),
             table(["what `auxiliary: {use: lora}` takes away, MiB", "expected", "measured"], saved),
         ]
