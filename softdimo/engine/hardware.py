@@ -18,7 +18,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from softdimo.engine import sharding
-from softdimo.errors import Elsewhere, RecipeError
+from softdimo.errors import Elsewhere, RecipeError, SoftdimoError
 from softdimo.recipe.model import Hardware
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -81,11 +81,25 @@ def one_voice(fabric: Fabric) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if fabric.world_size == 1 or _first_to_fail():
+        if fabric.world_size == 1:
             raise
+        if _first_to_fail():
+            if not _lost(error):
+                raise
+            raise SoftdimoError(
+                "another rank ended without a word: was it killed, was there enough memory? "
+                "The same command with --resume goes on"
+            ) from error
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(1.0)  # whoever started the ranks ends them all with the first that is gone: let the other speak
         raise Elsewhere("another rank has failed, and said why") from error
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether the ranks' exchange broke off, in the words of its libraries."""
+    cause = error.__cause__ or error
+    known = any(word in str(cause) for word in ("gloo/transport", "NCCL"))
+    return isinstance(cause, torch.distributed.DistError) or (isinstance(cause, RuntimeError) and known)
 
 
 def _first_to_fail() -> bool:
