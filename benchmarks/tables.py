@@ -135,9 +135,9 @@ def memory(result: Result) -> str:
     saved = [[n, *(f"{m[k] / mib:.1f}" for k in ("expected", "measured"))] for n, m in result["lora saves"].items()]
     return "\n\n".join(
         [
-            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes, in logit "
-            f"tensors: {kernel['chunked']:.2f} in chunks against {kernel['whole tensors']:.2f} on whole tensors; with "
-            f"the student's gradient {kernel['chunked' + student]:.2f} against {kernel['whole tensors' + student]:.2f}.",
+            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes: "
+            f"{kernel['chunked']:.2f} logit tensors in chunks, {kernel['whole tensors']:.2f} on whole tensors; "
+            f"with the student's gradient, {kernel['chunked' + student]:.2f} and {kernel['whole tensors' + student]:.2f}.",
             table(["one iteration, MiB", "`softdimo check` expects", "measured peak", "error"], rows),
             table(["what `auxiliary: {use: lora}` takes away, MiB", "expected", "measured"], saved),
         ]
