@@ -127,7 +127,11 @@ def toy(result: Result) -> str:
 
 def memory(result: Result) -> str:
     """The divergence kernel, and the estimate of `check` against an iteration's measured peak."""
-    kernel, mib, student = result["divergence"], 2**20, ", and the student's gradient"
+    kernel, mib = result["divergence"], 2**20
+    alone, both = (
+        [f"{kernel[way + more]:.2f}" for way in ("chunked", "whole tensors")]
+        for more in ("", ", and the student's gradient")
+    )
     rows = [
         [name, f"{m['expected'] / mib:.1f}", f"{m['measured'] / mib:.1f}", f"{100 * m['error']:+.1f} %"]
         for name, m in result["iterations"].items()
@@ -135,9 +139,8 @@ def memory(result: Result) -> str:
     saved = [[n, *(f"{m[k] / mib:.1f}" for k in ("expected", "measured"))] for n, m in result["lora saves"].items()]
     return "\n\n".join(
         [
-            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes: "
-            f"{kernel['chunked']:.2f} logit tensors in chunks, {kernel['whole tensors']:.2f} on whole tensors; "
-            f"with the student's gradient, {kernel['chunked' + student]:.2f} and {kernel['whole tensors' + student]:.2f}.",
+            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes: {alone[0]} logit "
+            f"tensors in chunks, {alone[1]} on whole tensors; with the student's gradient {both[0]} and {both[1]}.",
             table(["one iteration, MiB", "`softdimo check` expects", "measured peak", "error"], rows),
             table(["what `auxiliary: {use: lora}` takes away, MiB", "expected", "measured"], saved),
         ]
