@@ -139,8 +139,9 @@ def memory(result: Result) -> str:
     saved = [[n, *(f"{m[k] / mib:.1f}" for k in ("expected", "measured"))] for n, m in result["lora saves"].items()]
     return "\n\n".join(
         [
-            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes: {alone[0]} "
-            f"logit tensors in chunks, {alone[1]} on whole tensors; with the student's gradient {both[0]} and {both[1]}.",
+            f"Peak of the divergence kernel at {kernel['units']} units of {kernel['classes']} classes, in logit "
+            f"tensors: {alone[0]} in chunks, {alone[1]} on whole tensors; with the student's gradient "
+            f"{both[0]} and {both[1]}.",
             table(["one iteration, MiB", "`softdimo check` expects", "measured peak", "error"], rows),
             table(["what `auxiliary: {use: lora}` takes away, MiB", "expected", "measured"], saved),
         ]
