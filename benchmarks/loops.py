@@ -48,12 +48,12 @@ class Job:
     schedule: Schedule
 
 
-def maskgit(quick: bool) -> Job:
-    """The sizes and settings of the published MaskGit run in fp32, at a batch of 2; `quick` makes the sizes tiny."""
+def maskgit(quick: bool, batch: int = 2) -> Job:
+    """The sizes and settings of the published MaskGit run in fp32, at a small batch; `quick` makes the sizes tiny."""
     player = PlayerSettings(optimizer=Optimizer(lr=1e-5, warmup=100))
     train = Train(
         iterations=30_000,
-        batch_size=2,
+        batch_size=batch,
         player=player,
         ema=Ema(half_lives=(HALF_LIFE,)),
         terms=(dimo.DiMO(use="dimo", name="dimo", label_smoothing=0.1, player=player),),

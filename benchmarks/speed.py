@@ -104,9 +104,12 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, write; returns what is written."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--quick", action="store_true", help="tiny sizes, two steps of each; writes nothing")
-    quick = ask.parse_args(words).quick
+    ask.add_argument("--batch", type=int, default=2, help="of the large step")
+    ask.add_argument("--times", type=int, default=7, help="large steps of each, in turn")
+    asked = ask.parse_args(words)
+    quick = asked.quick
     fabric = launch(Hardware(accelerator="cpu"))
-    large = against_published(maskgit(quick), 2 if quick else 7, fabric)
+    large = against_published(maskgit(quick, asked.batch), 2 if quick else asked.times, fabric)
     show("One step at the size of MaskGit", large["loops"])
     print(f"weights, gradients, Adam's averages and EMA, in all of them: {human(large['state_bytes'])}")
     job = animals()
