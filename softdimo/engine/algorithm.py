@@ -19,7 +19,7 @@ from softdimo.kinds import Batch, Logs, Teacher, Term, Tokenizer
 from softdimo.math.init import Init
 from softdimo.math.precision import wide
 from softdimo.math.ranks import mean_over_ranks
-from softdimo.math.rollout import rollout
+from softdimo.math.rollout import Roll, rollout
 from softdimo.math.soft import Relaxation
 from softdimo.spec import GradientRatio
 
@@ -86,13 +86,9 @@ class Distillation:
             roll, z = rollout(theta, real.cond, self.init, self.rng, self.relaxation, self.tokenizer)
             if turn:
                 # d L_gen / d z = sum_i w_i d L_i / d z, each taken at the logits, then one backward through theta
-                gradients = {}
-                for entry in self.terms:
-                    with self._sharing(entry):
-                        loss, info = entry.term.generator(roll)
-                    gradients[entry.name] = self._at_logits(entry, loss, roll.logits, iteration)
-                    logs |= {f"{entry.name}/loss": loss} | {f"{entry.name}/{k}": v for k, v in info.items()}
+                gradients = {entry.name: self._at_logits(entry, roll, iteration, logs) for entry in self.terms}
                 total = self._weigh(gradients, logs)
+        roll = roll.detach()  # lets go of what the terms' graphs hold
         if turn:
             norm = self.generator.turn(iteration, z, total.to(z.dtype))
             if norm is not None:
@@ -100,11 +96,10 @@ class Distillation:
                 self.ema.update()
 
         # psi, eta, ...: every term that owns a critic trains it on the same samples
-        seen = roll.detach()
         for entry in self.terms:
             if entry.critic is not None and entry.critic.due(iteration):
                 with self.fabric.autocast(), _wrapped(entry.term, entry.critic):
-                    loss, info = entry.term.critic_loss(seen, real)
+                    loss, info = entry.term.critic_loss(roll, real)
                 self._finite(entry.name + "'s critic", loss, iteration)
                 norm = entry.critic.turn(iteration, loss)
                 logs |= {f"{entry.name}/{k}": v for k, v in info.items()}
@@ -117,12 +112,16 @@ class Distillation:
         shares = entry.critic is not None and getattr(entry.term, "shares_forward", False)
         return _wrapped(entry.term, entry.critic) if shares and entry.critic is not None else contextlib.nullcontext()
 
-    def _at_logits(self, entry: Entry, loss: Tensor, logits: Tensor, iteration: int) -> Tensor:
-        """d L_i / d z; raises if the term is not finite or does not reach the logits."""
+    def _at_logits(self, entry: Entry, roll: Roll, iteration: int, logs: Logs) -> Tensor:
+        """d L_i / d z, its graph gone; raises if the term is not finite or does not reach the logits."""
+        with self._sharing(entry):
+            loss, info = entry.term.generator(roll)
+        for what, value in {"loss": loss, **info}.items():
+            logs[f"{entry.name}/{what}"] = value.detach() if isinstance(value, Tensor) else value
         self._finite(entry.name, loss, iteration)
         if not loss.requires_grad:
             raise TrainingError(f"the term `{entry.name}` does not depend on the student's logits; it cannot train it")
-        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(loss, roll.logits, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise TrainingError(f"the term `{entry.name}` gives the student's logits no gradient")
         return gradient
