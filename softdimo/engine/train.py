@@ -20,7 +20,7 @@ from softdimo.engine.player import Player
 from softdimo.engine.recompute import recompute
 from softdimo.engine.rng import seed_all
 from softdimo.engine.sharding import shard, whole
-from softdimo.errors import RecipeError
+from softdimo.errors import RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights
 from softdimo.kinds import Cursor, Features, Teacher, Term, Tokenizer
 from softdimo.recipe.model import Train
@@ -92,7 +92,7 @@ class Training:
                 layer.compile()
 
     def _recompute(self, net: nn.Module) -> None:
-        """Activation checkpointing, which copies of the network inherit."""
+        """Activation checkpointing."""
         if self.parts.recipe.hardware.activation_checkpointing:
             recompute(net)
 
@@ -133,13 +133,25 @@ class Training:
             load_strict(network, read_weights(origin), origin)
         return origin
 
+    def _start_critic(self, name: str, critic: nn.Module, run: Path) -> None:
+        """Load the weights of the earlier run's critic of that name, if it has one."""
+        saved = run / "critics" / f"{name}.safetensors"
+        if not saved.is_file():
+            return
+        try:
+            load_strict(critic, read_weights(saved), saved)
+        except WeightsError as error:
+            told = f"{error}\ngive the term `{name}` the settings that it had there, or set train.start.critics: false"
+            raise WeightsError(told) from error
+
     def _distillation(self, rng: torch.Generator) -> Distillation:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
         needs_weights(parts.recipe.teacher, "the teacher")
-        self._recompute(parts.require_teacher())
+        parts.require_teacher()
         context = parts.context()
         student = context.copy_teacher()
+        self._recompute(student)
         for net in (parts.require_teacher(), student):
             self._compile(net)
         origin = self._start(student)
@@ -149,11 +161,11 @@ class Training:
             entry = Entry(spec.name, term, spec.weight)
             if term.critic is not None and term.player is not None:
                 critic = term.critic.to(self.fabric.device)
+                if isinstance(critic, Teacher):
+                    self._recompute(critic)
                 self._compile(critic)
                 if origin is not None and settings.start.critics:
-                    saved = origin.parent / "critics" / f"{entry.name}.safetensors"
-                    if saved.is_file():
-                        load_strict(critic, read_weights(saved), saved)
+                    self._start_critic(entry.name, critic, origin.parent)
                 entry.critic = Player(f"{entry.name}'s critic", critic, term.player, settings.iterations, self.fabric)
             entries.append(entry)
         shard(parts.require_teacher(), self.fabric)  # last: what is in pieces cannot be copied

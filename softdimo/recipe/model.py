@@ -187,8 +187,8 @@ class Hardware(Settings):
     compile: bool = False
     """Compile the networks of a distillation with torch.compile, block by block."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of the teacher's, student's and auxiliary's layers for the backward pass and compute the
-    rest anew there: less memory, about a third more time."""
+    """Of the layers of what is trained (teacher, or student and auxiliary), keep the inputs alone for the backward pass
+    and compute the rest anew there: less memory, about a third more time."""
 
 
 class Recipe(Settings):
