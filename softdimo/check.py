@@ -16,13 +16,14 @@ from torch import nn
 from softdimo import jobs, memory
 from softdimo.build import Components
 from softdimo.errors import SoftdimoError
-from softdimo.kinds import Cond, Data, Features, Teacher, Term, TokenShape
-from softdimo.memory import Phase, Share, human
+from softdimo.kinds import Data, Features, Teacher, Term, TokenShape
+from softdimo.memory import Share, human
 from softdimo.recipe import Loaded
 from softdimo.recipe.model import Train
 from softdimo.recipe.shrink import walk
 from softdimo.report.scale import number
 from softdimo.spec import NetworkSpec, RecipeRef, Spec
+from softdimo.turns import Phase, fit_phase, student_phases
 
 KeyPath = tuple[str | int, ...]
 
@@ -157,20 +158,35 @@ def _fitting_weights(loaded: Loaded, parts: Components, others: Mapping[str, Com
             raise loaded.fault(place, f"{weights} does not exist")
         if isinstance(weights, RecipeRef):
             _same_shapes(loaded, place, parts.make(spec), weights, others[weights.key])
+            if place[-1] == "from" and recipe.train is not None and recipe.train.start.critics:
+                _same_critics(loaded, place, parts, weights, others[weights.key])
 
 
 def _same_shapes(loaded: Loaded, place: KeyPath, net: nn.Module, ref: RecipeRef, other: Components) -> None:
     train = other.recipe.train
     spec = getattr(other.recipe, "teacher" if train is None or train.network == "student" else train.network)
-    mine = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    theirs = {k: tuple(v.shape) for k, v in other.make(spec).state_dict().items()}
-    if mine == theirs:
-        return
+    if told := _difference(net, other.make(spec)):
+        raise loaded.fault(
+            place, f"{Path(ref.recipe).name} makes weights of another shape ({told}); give both the same settings"
+        )
+
+
+def _same_critics(loaded: Loaded, place: KeyPath, parts: Components, ref: RecipeRef, other: Components) -> None:
+    terms = [{} if p.recipe.train is None else {t.name: t for t in p.recipe.train.terms} for p in (parts, other)]
+    for name in terms[0].keys() & terms[1].keys():
+        mine, theirs = (getattr(_build(p, t[name]), "critic", None) for p, t in zip((parts, other), terms, strict=True))
+        if mine is not None and theirs is not None and (told := _difference(mine, theirs)):
+            there = f"the critic of `{name}` is another network in {Path(ref.recipe).name} ({told})"
+            raise loaded.fault(place, f"{there}; give the term the same settings, or set train.start.critics: false")
+
+
+def _difference(net: nn.Module, other: nn.Module) -> str:
+    """The first weight whose shape differs between networks here and in another recipe; empty if none does."""
+    mine, theirs = ({k: tuple(v.shape) for k, v in each.state_dict().items()} for each in (net, other))
     wrong = [k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k)]
-    told = f"`{wrong[0]}` is {theirs.get(wrong[0], 'missing')} there and {mine.get(wrong[0], 'missing')} here"
-    raise loaded.fault(
-        place, f"{Path(ref.recipe).name} makes weights of another shape ({told}); give both the same settings"
-    )
+    if not wrong:
+        return ""
+    return f"`{wrong[0]}` is {theirs.get(wrong[0], 'missing')} there and {mine.get(wrong[0], 'missing')} here"
 
 
 def _estimate(loaded: Loaded, parts: Components) -> Estimate:
@@ -184,7 +200,8 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
         if spec is not None and kind != trained:
             shares.append(memory.share(f"{kind} ({spec.use})", parts.make(spec), None, precision))
     if train is not None:
-        made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
+        with _located(loaded, ()):
+            made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
         shares, phases = made + shares, turns
     shares += _judges(parts, shares)
     tokens = len(parts.data.source("train")) * parts.tokens.units * 2 if parts.tokens is not None else 0
@@ -206,9 +223,9 @@ def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]
             terms[spec.name] = term
         if term is not None and term.critic is not None:
             shares.append(memory.share(f"{spec.name}'s critic", term.critic, term.player, precision))
-    cond = _cond(parts, train.batch_size)
-    teacher = parts.require_teacher()
-    return shares, list(memory.student_phases(student, teacher, parts.tokenizer, terms, cond, precision))
+    cond, teacher = parts.data.conditions(train.batch_size), parts.require_teacher()
+    hardware, device = parts.recipe.hardware, memory.device(parts.recipe.hardware.accelerator)
+    return shares, student_phases(student, teacher, parts.tokenizer, terms, cond, hardware, device)
 
 
 def _fit(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
@@ -217,18 +234,16 @@ def _fit(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
     net: nn.Module = parts.fresh(spec)
     share = memory.share(f"{train.network} ({spec.use})", net, train.player, parts.recipe.hardware.precision,
                          len(train.ema.half_lives))  # fmt: skip
-    cond, image = _cond(parts, train.batch_size), parts.data.image
-    pictures = torch.empty(len(cond), *image, device="meta")
+    cond, image, hardware = parts.data.conditions(train.batch_size), parts.data.image, parts.recipe.hardware
+    pictures, device = torch.empty(len(cond), *image, device="meta"), memory.device(hardware.accelerator)
     if isinstance(net, Teacher):
         e = torch.empty(len(cond), net.shape.L, net.width, device="meta", requires_grad=True)
-        return [share], [memory.fit_phase(net, lambda: net(e, cond))]
-    if isinstance(net, Features):
-        return [share], [memory.fit_phase(net, lambda: net(pictures))]
-    return [share], [memory.fit_phase(net, lambda: net.loss(pictures, torch.Generator(), 0.5))]  # type: ignore[operator]
-
-
-def _cond(parts: Components, n: int) -> Cond:
-    return parts.data.conditions(n).to("meta")
+        turn = fit_phase(net, lambda net, given: net(*given), (e, cond), hardware, device)
+    elif isinstance(net, Features):
+        turn = fit_phase(net, lambda net, given: net(given), pictures, hardware, device)
+    else:
+        turn = fit_phase(net, lambda net, given: net.loss(given, torch.Generator(), 0.5), pictures, hardware, device)
+    return [share], [turn]
 
 
 def _judges(parts: Components, shares: list[Share]) -> list[Share]:
