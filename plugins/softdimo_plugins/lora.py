@@ -49,7 +49,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In the precision of the adapter's weights."""
-        return linear(linear(x.to(self.down.dtype), self.down) * self.scale, self.up)
+        y: Tensor = linear(linear(x.to(self.down.dtype), self.down) * self.scale, self.up)
+        return y
 
 
 class Adapted(nn.Module):
@@ -58,11 +59,13 @@ class Adapted(nn.Module):
     def __init__(self, layer: nn.Linear, adapter: LowRank, name: str) -> None:
         super().__init__()
         self.layer, self.adapter, self.name = layer, adapter, name
+        self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Their sum, in the precision of the layer's output."""
         y: Tensor = self.layer(x)
-        return y + self.adapter(x).to(y.dtype)
+        out: Tensor = y + self.adapter(x).to(y.dtype)
+        return out
 
     @property
     def weight(self) -> Tensor:
