@@ -19,7 +19,7 @@ from torch import nn
 from softdimo import __version__
 from softdimo.build import PRODUCT, Components
 from softdimo.errors import CheckpointError, PluginError, RecipeError, WeightsError
-from softdimo.files import load_strict, read_weights, save_weights
+from softdimo.files import load_strict, read_weights, save_weights, write_text, writing
 from softdimo.folder import RECIPE
 from softdimo.generator import Generator, place
 from softdimo.kinds import Data, ImageShape, Sampler, Source, Teacher, Tokenizer
@@ -62,15 +62,17 @@ def export(run: Path, out: Path) -> Path:
         "softdimo.image": json.dumps(parts.data.image),
         "softdimo.tokenizer": digest_module(tokenizer),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new, aside = (Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) for _ in range(2))
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new, aside = (Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) for _ in range(2))
     try:
         save_weights(new / TOKENIZER, tokenizer.state_dict(), {"softdimo.digest": about["softdimo.tokenizer"]})
         save_weights(new / f"{kind}.safetensors", net.state_dict(), about | {"softdimo.digest": digest_module(net)})
-        (new / RECIPE).write_text(text, encoding="utf-8")
-        (new / CARD).write_text(card(run, kind), encoding="utf-8")
+        write_text(new / RECIPE, text)
+        write_text(new / CARD, card(run, kind))
         new.chmod(0o755)
-        _swap(new, out, aside)
+        with writing(out):
+            _swap(new, out, aside)
     finally:
         for folder in (new, aside):
             shutil.rmtree(folder, ignore_errors=True)

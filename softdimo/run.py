@@ -155,10 +155,12 @@ def as_recorded(loaded: Loaded) -> Loaded:
 
 
 def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
-    if folder.recorded_hash() not in (None, training_hash(loaded)):
+    """A folder in which something was made belongs to its recipe."""
+    made = any((folder.path / name).exists() for name in ("checkpoints", PRODUCT, "eval.json", "search.json"))
+    if made and folder.recorded_hash() not in (None, training_hash(loaded)):
         raise CheckpointError(
             f"{folder.path} holds a run of another recipe (or of other settings, or of data that has changed since); "
-            "give another --out, or --fresh to replace it"
+            "go back to those, give another --out, or --fresh to replace it"
         )
 
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from softdimo import recipe as recipes
 from softdimo import run as running
 from softdimo.build import PRODUCT
 from softdimo.engine import checkpoint
-from softdimo.files import read_weights
-from tests import tiny
+from tests import forked, tiny
+from tests.faults.bench import ALONE, differences
 
 OVERRIDES = ("train.iterations=60", "train.checkpoint_minutes=1e-6", "train.log_every=1")
-ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +35,9 @@ def run(folder: Path) -> Path:
     return folder / "runs" / "part"
 
 
-def start(folder: Path, run: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "softdimo", "run", str(folder / "terms.yaml"), "--out", str(run)]
-    return subprocess.Popen(
-        [*command, *OVERRIDES, *ALONE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def start(folder: Path, run: Path, *arguments: str, fresh: bool = False) -> forked.Command:
+    words = ("run", folder / "terms.yaml", "--out", run, *OVERRIDES, *ALONE, *arguments)
+    return forked.start(words, folder / "said", fresh=fresh)
 
 
 def done(run: Path) -> int:
@@ -63,85 +45,80 @@ def done(run: Path) -> int:
     return int(found[-1].name[-8:]) if found else 0
 
 
-def check_equal(run: Path, whole: Path) -> None:
-    """Products, live weights, critics, the log: to the last bit."""
-    names = [PRODUCT, "live.safetensors", "critics/dimo.safetensors", "critics/gan.safetensors"]
-    for name in names:
-        one, two = read_weights(run / name), read_weights(whole / name)
-        assert one.keys() == two.keys()
-        assert [k for k, v in one.items() if not torch.equal(v, two[k])] == []
-    logs = []
-    for path in (run, whole):
-        with (path / "log.csv").open(newline="", encoding="utf-8") as file:
-            logs.append(list(csv.DictReader(file)))
-    assert [i for i, (mine, other) in enumerate(zip(*logs, strict=True)) if mine != other] == []
+def check(folder: Path, run: Path) -> None:
+    """Weights, averages, critics, optimizers, random streams, log: to the last bit. Nothing half-written is left."""
+    assert differences(run, folder / "runs" / "whole") == []
+    assert [str(p) for p in run.rglob(".*.partial")] == []
 
 
-def resume(folder: Path, run: Path, *arguments: str) -> None:
-    process = start(folder, run, "--resume", *arguments)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-
-
-def resume_here(folder: Path, run: Path) -> None:
-    """Resume in this process: the same code without the seconds of start-up."""
-    running.run(recipes.load(folder / "terms.yaml", (*OVERRIDES, *ALONE)), run, resume=True)
+def resume(folder: Path, run: Path) -> None:
+    process = start(folder, run, "--resume")
+    assert process.wait() == 0, process.said
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(folder: Path, run: Path) -> None:
     process = start(folder, run)
-    wait_for(lambda: done(run) >= 5, process)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    process.until(lambda: done(run) >= 5)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.said
+    assert "Traceback" not in process.said
     kept = done(run)
     assert 5 <= kept < 60
-    assert f"stopped after iteration {kept} of 60; everything is saved in {run}." in " ".join(said.split())
-    assert "Run the same command with --resume to go on" in " ".join(said.split())
+    said = " ".join(process.said.split())
+    assert f"stopped after iteration {kept} of 60; everything is saved in {run}." in said
+    assert "Run the same command with --resume to go on" in said
     assert not (run / PRODUCT).exists()
     resume(folder, run)
-    check_equal(run, folder / "runs" / "whole")
+    check(folder, run)
 
 
-def kill_at_random(folder: Path, run: Path, after: int, delay: float) -> int:
-    """SIGKILL a running process `delay` seconds after iteration `after`; the number of iterations that are safe."""
-    process = start(folder, run, *(["--resume"] if run.exists() else []))
-    wait_for(lambda: done(run) >= after, process)
+def kill(folder: Path, run: Path, after: int, delay: float, fresh: bool = False) -> bool:
+    """SIGKILL a run `delay` seconds after iteration `after` is safe; whether it was still running."""
+    process = start(folder, run, *(["--resume"] if run.exists() else []), fresh=fresh)
+    process.until(lambda: done(run) >= after)
     time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return done(run)
+    process.send(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0), process.said
+    return process.code != 0
 
 
-def test_sigkill_at_a_random_moment_loses_nothing_that_was_saved(folder: Path, run: Path) -> None:
+def kill_all_along(folder: Path, run: Path, kills: int, fresh: bool) -> int:
+    """Kills at random moments from the first second to the last: in start-up, iterations, checkpoints, the export.
+
+    Returns how many met a run that was still running.
+    """
     rng = random.Random(time.time_ns())
-    kept = kill_at_random(folder, run, rng.randrange(1, 30), rng.uniform(0, 0.05))
-    assert 0 < kept < 60
-    assert not (run / PRODUCT).exists()
-    resume_here(folder, run)
-    check_equal(run, folder / "runs" / "whole")
+    met = kept = 0
+    for i in range(kills):
+        if i % 6 == 5:  # before the next iteration: while the run starts, reads its checkpoint, or sweeps
+            met += kill(folder, run, 0, rng.uniform(0, 4.0 if fresh else 0.4), fresh)
+        else:
+            met += kill(folder, run, max(kept, round(60 * (i + 1) / kills)), rng.uniform(0, 0.06), fresh)
+        assert done(run) >= kept
+        kept = done(run)
+    resume(folder, run)
+    check(folder, run)
+    return met
+
+
+def test_sigkills_at_random_moments_lose_nothing_that_was_saved(folder: Path, run: Path) -> None:
+    assert kill_all_along(folder, run, 6, fresh=False) >= 4
 
 
 @pytest.mark.slow
-def test_many_sigkills_one_after_the_other(folder: Path, run: Path) -> None:
-    rng = random.Random(time.time_ns())
-    for kill in range(10):
-        kill_at_random(folder, run, rng.randrange(5 * kill, 5 * kill + 5), rng.uniform(0, 0.05))
-    resume(folder, run)
-    check_equal(run, folder / "runs" / "whole")
+@pytest.mark.parametrize("fresh", [True, False])
+def test_many_sigkills_one_after_the_other(folder: Path, run: Path, fresh: bool) -> None:
+    assert kill_all_along(folder, run, 24, fresh) >= 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 3.0, 4.0, 5.0, 6.0])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on(folder: Path, run: Path, seconds: float) -> None:
     """During imports, before the first iteration, or later: exit code 130 (or done), no traceback."""
-    process = start(folder, run)
+    process = start(folder, run, fresh=True)
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode in (130, 0), said
-    assert "Traceback" not in said
-    resume_here(folder, run)
-    check_equal(run, folder / "runs" / "whole")
+    process.send(signal.SIGINT)
+    assert process.wait(60) in (130, 0), process.said
+    assert "Traceback" not in process.said
+    resume(folder, run)
+    check(folder, run)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import softdimo
 from softdimo import recipe as recipes
 from softdimo import run as running
 from softdimo.build import PRODUCT
@@ -21,7 +22,7 @@ from softdimo.engine import checkpoint
 from softdimo.engine.algorithm import Distillation
 from softdimo.engine.train import Training
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError, WriteError
-from softdimo.files import read_weights, sha256
+from softdimo.files import read_weights, sha256, write_json
 from softdimo.folder import RunFolder
 from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
@@ -92,6 +93,29 @@ def test_the_folder_says_what_was_run(folder: Path) -> None:
     assert lock["recipe"] == training_hash(loaded)
     assert lock["distributions"]["torch"] == torch.__version__.split("+")[0]
     assert training_hash(recipes.load(whole)) == lock["recipe"]
+
+
+def test_measuring_keeps_the_record_of_the_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "runs" / "cache", tmp_path / "cache")
+    run = Path(shutil.copytree(folder / "runs" / "whole", tmp_path / "whole"))
+    lock, table = (run / "lock.json").read_bytes(), json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    assert table["lock"]["softdimo"] == softdimo.__version__
+    write_json(run / "eval.json", table | {"rows": table["rows"][:-1]})
+    (run / "search.json").unlink()
+    recipe = recipes.load(run).recipe
+    monkeypatch.setattr("softdimo.folder.__version__", "9.9")
+    measured = recipes.load(run, (*ALONE, "train.log_every=1", "eval.batch_size=8"))
+    running.eval_only(measured)
+    running.search_only(measured)
+    running.run(recipes.load(run, ALONE), run)  # there is nothing to do
+    assert (run / "lock.json").read_bytes() == lock
+    assert recipes.load(run).recipe == recipe
+    again = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    assert again["lock"]["softdimo"] == "9.9"
+    assert [row["by"]["softdimo"] for row in again["rows"]] == [softdimo.__version__] * 4 + ["9.9"]
+    assert json.loads((run / "search.json").read_text(encoding="utf-8"))["lock"]["softdimo"] == "9.9"
 
 
 def test_evaluation_and_search_are_written(folder: Path) -> None:

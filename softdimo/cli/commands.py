@@ -187,8 +187,9 @@ def schema(
     if out is None:
         typer.echo(text, nl=False)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    from softdimo.files import write_text
+
+    write_text(out, text)
     typer.echo(f"wrote {out}; name it in a recipe's first line: # yaml-language-server: $schema={out}")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from softdimo.engine import checkpoint
 from softdimo.engine.loop import Loop
-from softdimo.errors import CheckpointError, Interrupted, TrainingError, WriteError
+from softdimo.errors import CheckpointError, CrashError, Interrupted, TrainingError, WriteError
 from softdimo.kinds import Batch
 from tests.engine.tiny import Endless, context, distillation, players
 
@@ -101,6 +101,27 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
         loop(tmp_path, Endless()).run(resume=True)
 
 
+def test_every_flipped_byte_of_a_marker_is_noticed(tmp_path: Path) -> None:
+    run = loop(tmp_path, Endless())
+    run.run()
+    marker = tmp_path / "checkpoints" / "iter-00000007" / checkpoint.MARKER
+    content = marker.read_bytes()
+    for place in range(len(content) - 1):  # the last one is the end of the line
+        marker.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match="iter-00000007"):
+            checkpoint.load(marker.parent, run.fabric)
+    marker.write_bytes(content)
+    assert checkpoint.load(marker.parent, run.fabric)[0] == 7
+
+
+def test_a_checkpoint_under_another_name_is_refused(tmp_path: Path) -> None:
+    loop(tmp_path, Endless()).run()
+    folder = tmp_path / "checkpoints"
+    (folder / "iter-00000007").rename(folder / "iter-00000006")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        loop(tmp_path, Endless()).run(resume=True)
+
+
 def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
     loop(tmp_path, Endless()).run()
     with pytest.raises(CheckpointError, match="another recipe"):
@@ -118,6 +139,41 @@ def test_a_failed_write_leaves_earlier_checkpoints(tmp_path: Path, monkeypatch: 
         loop(tmp_path, Endless(), iterations=9).run()
     assert [p.name for p in checkpoint.complete(tmp_path / "checkpoints")] == ["iter-00000007"]
     assert not list((tmp_path / "checkpoints").glob(".*.partial"))
+
+
+@pytest.mark.parametrize("broken", [KeyError("x"), MemoryError(), RuntimeError("can't allocate memory: 1 byte")])
+def test_what_a_step_raises_names_the_last_good_checkpoint(tmp_path: Path, broken: Exception) -> None:
+    run = loop(tmp_path, Endless(), minutes=0.0)
+    step = run.algorithm.step
+
+    def failing(iteration: int, real: Batch) -> object:
+        if iteration == 4:
+            raise broken
+        return step(iteration, real)
+
+    run.algorithm.step = failing  # type: ignore[method-assign, assignment]
+    with pytest.raises(CrashError if isinstance(broken, KeyError) else TrainingError) as caught:
+        run.run()
+    assert "iteration 4; the last good checkpoint is" in str(caught.value)
+    assert "iter-00000004" in str(caught.value)
+    assert caught.value.__cause__ is broken
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run = loop(tmp_path, Endless(), minutes=0.0)
+    step = run.algorithm.step
+
+    def poisoned(iteration: int, real: Batch) -> object:
+        logs = step(iteration, real)
+        if iteration == 4:
+            with torch.no_grad():
+                next(iter(run.algorithm.network.parameters())).view(-1)[0] = float("inf")
+        return logs
+
+    run.algorithm.step = poisoned  # type: ignore[method-assign, assignment]
+    with pytest.raises(TrainingError, match=r"weights are not finite after iteration 4; .*iter-00000004\."):
+        run.run()
+    assert checkpoint.complete(tmp_path / "checkpoints")[-1].name == "iter-00000004"
 
 
 def test_nan_names_the_last_good_checkpoint(tmp_path: Path) -> None:

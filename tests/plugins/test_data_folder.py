@@ -78,6 +78,32 @@ def test_what_is_passed_over(tree):
     assert build(tree).fingerprint() == before
 
 
+def test_content_follows_the_images_and_nothing_else(tree, tmp_path, monkeypatch):
+    def content(path, **settings):
+        return Folder(path=str(path), **settings).content()
+
+    mine, first = content(tree), tree / "cats" / "00.png"
+    assert content(shutil.copytree(tree, tmp_path / "copy")) == mine
+    (tree / "readme.txt").write_text("not an image")
+    os.utime(first, (0, 0))
+    assert content(tree, size=64) == mine
+    raw = first.read_bytes()
+    seen = {mine}
+    for change in (
+        lambda: save(tree / "cats" / "new.png"),
+        lambda: (tree / "cats" / "new.png").rename(tree / "dogs" / "new.png"),
+        lambda: (tree / "dogs" / "new.png").rename(tree / "dogs" / "other.png"),
+        lambda: first.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1])),  # of the same size
+    ):
+        change()
+        assert content(tree) not in seen
+        seen.add(content(tree))
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("read again"))
+    assert content(tree) in seen
+    with pytest.raises(DataError, match="does not exist"):
+        content(tree / "absent")
+
+
 def test_nested_folders_and_links(tree, tmp_path):
     save(tmp_path / "elsewhere" / "far.png", 77)
     save(tree / "cats" / "deep" / "deeper" / "x.JPG", 55)

@@ -97,6 +97,17 @@ def test_hash_is_stable():
     assert len(content_hash(recipe)) == 64
 
 
+def test_hash_follows_files_that_the_user_can_change(read, monkeypatch):
+    recipe = read()
+    mine, read_by = content_hash(recipe), type(recipe.data)
+    monkeypatch.setattr(read_by, "content", lambda self: "")
+    assert content_hash(recipe) == mine
+    monkeypatch.setattr(read_by, "content", lambda self: "1")
+    one = content_hash(recipe)
+    monkeypatch.setattr(read_by, "content", lambda self: "2")
+    assert len({mine, one, content_hash(recipe)}) == 3
+
+
 def test_hash_includes_the_recipes_referred_to_by_content(read, tmp_path):
     other = STUDENT.replace("  iterations", "  network: teacher\n  iterations")
     other = other[: other.index("  terms:")]
