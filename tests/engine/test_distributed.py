@@ -86,7 +86,9 @@ def test_fsdp2_takes_the_steps_of_ddp_with_adapters_and_recomputed_layers(recipe
     steps_of_ddp(recipe, lora, (*lora, *SHARED), ("hardware.activation_checkpointing=true",))
 
 
-@pytest.mark.parametrize("strategy", [FSDP2, ()], ids=["fsdp2", "ddp"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(FSDP2, id="fsdp2"), pytest.param((), id="ddp", marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_rank_saves_once_and_resuming_is_bit_exact(
     recipe: Path, tmp_path: Path, strategy: tuple[str, ...]
 ) -> None:
