@@ -52,6 +52,37 @@ def test_a_student_with_its_critics(home: Path) -> None:
     assert re.search(r"about .* free on .*: fits", text)
 
 
+def test_adapters_count_alone_and_recomputed_layers_do_not(home: Path) -> None:
+    plain, _ = told("dimo.yaml", "train.batch_size=64")
+    less, _ = told("dimo.yaml", "train.batch_size=64", "train.terms.dimo.auxiliary={use: lora, rank: 2}")
+    psi = {s.name: s for s in less.shares}["dimo's critic"]
+    layers = [(16, 48), (16, 16), (16, 64), (64, 16)] * 2 + [(16, 16)]
+    assert psi.parameters == sum(2 * (a + b) for a, b in layers)
+    assert (psi.weights, psi.gradients, psi.optimizer) == tuple(4 * psi.parameters * n for n in (1, 1, 2))
+    rest = [s for s in less.shares if s is not psi]
+    assert rest == [s for s in plain.shares if s.name != "dimo's critic"]
+    again, _ = told("dimo.yaml", "train.batch_size=64", "hardware.activation_checkpointing=true")
+    assert again.networks == plain.networks
+    assert all(a.size < 0.8 * b.size for a, b in zip(again.phases, plain.phases, strict=True))
+
+
+def test_layers_that_are_not_there_cannot_be_recomputed(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"override 1: hardware\.activation_checkpointing: .*names no layers"):
+        told("tokenizer.yaml", "hardware.activation_checkpointing=true")
+
+
+def test_the_critics_of_an_earlier_run_must_be_such_networks(home: Path) -> None:
+    (home / "more.yaml").write_text(
+        "title: More\nbase: student.yaml\ntrain:\n  start: {from: {recipe: dimo.yaml}}\n"
+        "  terms: [{use: dimo, auxiliary: {use: lora, rank: 2}}, {use: dimo, name: other}]\n"
+    )
+    with pytest.raises(RecipeError, match=r"more\.yaml:4:\d+ train\.start\.from: the critic of `dimo` is another"):
+        told("more.yaml")
+    told("more.yaml", "train.start.critics=false")
+    told("more.yaml", "train.terms.0.auxiliary=copy")
+    told("more.yaml", "train.terms.0.auxiliary=none")
+
+
 def test_memory_grows_with_the_batch(home: Path) -> None:
     small, _ = told("student.yaml")
     large, _ = told("student.yaml", "train.batch_size=800")

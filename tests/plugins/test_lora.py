@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from softdimo.errors import PluginError
-from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.engine.algorithm import Distillation
+from softdimo.engine.train import Training
+from softdimo.errors import PluginError, WeightsError
+from softdimo.files import read_weights
+from softdimo.kinds import Cond, Output, Teacher, TokenShape
 from softdimo.math.guidance import Guidance
 from softdimo.testing import TinyTeacher, check_loss
 from softdimo.testing import context as contract_context
 from softdimo_plugins.lora import Lora, LoraTeacher
 from softdimo_plugins.losses.dimo import DiMO, DiMOTerm
 from tests import ranks
+from tests.engine import distributed
 from tests.engine.tiny import batch, context, distillation, players
 
 RANK = 3
@@ -268,38 +273,60 @@ def test_a_saved_state_continues_bit_for_bit() -> None:
     assert same(play(resumed, again, range(3, 6)), expected)
 
 
-def trained_on_ranks(share_t: bool) -> tuple[dict[str, Tensor], bool]:
-    """Adapters after two iterations on this rank's batches, and whether the teacher is what it was."""
-    from lightning_fabric import Fabric
+LORA = "train.terms.dimo.auxiliary={use: lora, rank: 2}"
 
-    from tests.engine import tiny as engine
 
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-    fabric.launch()
-    ctx = context()
-    assert ctx.teacher is not None
-    before = frozen_state(ctx.teacher)
-    engine.fabric = lambda: fabric  # what `distillation` sets its players up with
-    algorithm = distillation(
-        ctx, torch.Generator().manual_seed(fabric.global_rank), gan=False, dimo=spec(share_t=share_t)
-    )
-    for i in range(2):
-        algorithm.step(i, batch(seed=2 * i + fabric.global_rank))
-    critic = algorithm.terms[0].term.critic
-    assert critic is not None
-    return {k: v.clone() for k, v in critic.state_dict().items()}, same(before, frozen_state(ctx.teacher))
+def ready(path: Path, *overrides: str) -> Training:
+    """A training whose other networks have the weights of finished runs."""
+    return distributed.training(path, overrides, path.parent / "run")
+
+
+def test_a_run_keeps_and_takes_up_its_adapters_alone(tmp_path: Path) -> None:
+    path = distributed.write(tmp_path)
+    first = ready(path, LORA)
+    assert first.run(False, None).is_file()
+    saved = first.folder / "critics" / "dimo.safetensors"
+    state = read_weights(saved)
+    assert len(state) == 2 * (4 * 2 + 1)
+    assert all(2 in v.shape for v in state.values())
+    start = f"train.start.from={first.folder}"
+    algorithm = ready(path, LORA, start).algorithm(torch.Generator())
+    assert isinstance(algorithm, Distillation)
+    psi = algorithm.terms[0].term.critic
+    assert psi is not None
+    assert same(dict(psi.state_dict()), state)
+    assert any(v.any() for k, v in state.items() if k.endswith(".up"))
+    for other in ("train.terms.dimo.auxiliary=copy", LORA.replace("2}", "3}")):
+        with pytest.raises(WeightsError, match=r"critics/dimo.safetensors does not fit [\s\S]*start.critics: false"):
+            ready(path, other, start).algorithm(torch.Generator())
+        ready(path, other, start, "train.start.critics=false").algorithm(torch.Generator())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share_t", [False, True])
-def test_ranks_train_the_same_adapters(share_t: bool) -> None:
-    (one, kept), (two, also) = ranks.run(2, trained_on_ranks, share_t)
-    assert kept
-    assert also
-    assert same(one, two)
-    ctx: Context = context()
-    assert ctx.teacher is not None
-    assert not same(one, LoraTeacher(ctx.teacher, lora()).state_dict())
+@pytest.mark.parametrize("again", ["false", "true"])
+def test_ranks_train_the_adapters_that_one_process_trains(again: str, tmp_path: Path) -> None:
+    """With DDP in float64 up to the order of sums; and with FSDP2 as with DDP."""
+    path, shared = distributed.write(tmp_path), "train.terms.dimo.share_t=true"
+    settings = (LORA, shared, f"hardware.activation_checkpointing={again}")
+    ddp, double = (*settings, "hardware.strategy=ddp"), "hardware.precision=64-true"
+    pieces = (*settings, "hardware.strategy=fsdp2")
+    calls = [(path, (*ddp, double, "train.batch_size=4"), 3, 1, True), (path, ddp, 3), (path, pieces, 3)]
+    two = ranks.run(2, distributed.each, distributed.trajectory, *calls)
+    whole = (path, (*ddp, double, "train.batch_size=8"), 3, 2, True)
+    ((one,),) = ranks.run(1, distributed.each, distributed.trajectory, whole)
+    expected = distributed.tensors(one[1])
+    assert any("/critics/dimo/weights/adapters.project.up" in name for name in expected)
+    for (_, found), (logs, state), (logs_of_pieces, state_of_pieces) in two:
+        assert far(distributed.tensors(found), expected) < 1e-9
+        for row, other in zip(logs, logs_of_pieces, strict=True):
+            assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
+        assert far(distributed.tensors(state_of_pieces), distributed.tensors(state)) < 1e-4
+
+
+def far(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of two states."""
+    assert a.keys() == b.keys()
+    return max(float((v.double() - b[k].double()).abs().max()) for k, v in a.items() if v.numel())
 
 
 def test_layers_are_compiled_with_their_adapters() -> None:
