@@ -40,8 +40,9 @@ def page(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         " each in a process of its own, on tiny recipes that train all three players (softdimo "
         f"{about['softdimo']} at {about['git']}, {about['seconds']:.0f} seconds), and wrote down what happened; "
         "`tests/faults` checks the same. *Kept*: complete checkpoints, weights and measured rows were to the bit what "
-        "they had been, and nothing half-written was left. *Goes on*: doing what the message says led, to the bit, to "
-        "the weights, averages, critics, optimizer states, streams and log (or table) of a run without the fault.",
+        "they had been, and nothing half-written was left. *Goes on*: once the cause was mended as the message says, "
+        "the command led, to the bit, to the weights, averages, critics, optimizer states, streams and log (or table) "
+        "of a run without the fault.",
         "",
         CODES,
         "",

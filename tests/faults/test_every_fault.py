@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
 from tests.faults import programs, storage  # noqa: F401  (they fill CASES)
 from tests.faults.bench import CASES, Bench, Case, can_mount
 
@@ -16,6 +19,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench = Bench(tmp_path_factory.mktemp("faults")).prepare()
     yield bench
     bench.close()
+
+
+def test_the_page_is_made_from_results_that_are_as_expected() -> None:
+    here = Path(faults.__file__).parent
+    results = json.loads((here / "results" / "faults.json").read_text(encoding="utf-8"))
+    assert (here / "faults.md").read_text(encoding="utf-8") == faults.page(results["faults"], results["about"])
+    assert [row["fault"] for row in results["faults"]] == [case.name for case in CASES]
+    assert all(row["as_expected"] for row in results["faults"])
 
 
 @pytest.mark.parametrize(
