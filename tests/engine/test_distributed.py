@@ -189,6 +189,7 @@ DiMOTerm.generator = broken
     assert [rank.wait() for rank in failed] == [1, 4], [rank.said for rank in failed]
     assert failed[1].said.startswith("error: the loss of `dimo` is nan at iteration 0; no checkpoint was written yet")
     assert not failed[0].said
+    (out / "checkpoints").mkdir(exist_ok=True)  # a folder in which nothing was made belongs to no recipe
     refused = ranks.commands(2, (*run, "train.batch_size=3"), tmp_path / "refused", environment)
     assert sorted(rank.wait() for rank in refused) == [1, 3]
     assert sorted(rank.said.count("holds a run of another recipe") for rank in refused) == [0, 1]
