@@ -148,6 +148,15 @@ def stopped_eval(bench: Bench) -> Result:
     return Result(code, bench.plain(said), kept, same_table(run, bench.runs / "table"))
 
 
+@case("SIGTERM during an export", 130, "interrupted")
+def stopped_export(bench: Bench) -> Result:
+    code, said = bench.command("export", bench.runs / "table", "--out", bench.root / "stopped" / "model",
+                               prelude=at("student.safetensors", STOP))  # fmt: skip
+    clean = not list((bench.root / "stopped").iterdir())
+    again = bench.command("export", bench.runs / "table", "--out", bench.root / "stopped" / "model")
+    return Result(code, bench.plain(said), clean, again[0] == 0)
+
+
 @case(
     "SIGKILL of one process of a run (as when memory is short)",
     1,

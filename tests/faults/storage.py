@@ -219,6 +219,31 @@ def file(bench: Bench, start: str, name: str, change: Callable[[bytes], bytes | 
     )  # fmt: skip
 
 
+@case(
+    "the product of a run is cut off", 3, r"product.weights\.safetensors is not a readable safetensors file.*delete it"
+)
+def product(bench: Bench) -> Result:
+    run = bench.copy("table", "product")
+    weights = run / PRODUCT
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (run / "eval.json").unlink()
+    return bench.meet(
+        run, bench.arguments("whole", run), weights.unlink, same=lambda: same_table(run, bench.runs / "table")
+    )
+
+
+@case("the recipe in a run folder is cut off", 2, r"recipe\.yaml:\d+:\d+")
+def resolved(bench: Bench) -> Result:
+    run = bench.copy("table", "resolved")
+    path = run / "recipe.yaml"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return bench.meet(
+        run, ("eval", run), lambda: path.write_bytes(whole), again=("eval", run),
+        same=lambda: same_table(run, bench.runs / "table"),
+    )  # fmt: skip
+
+
 @case("lock.json is cut off", 3, r"lock\.json is damaged, so it does not say whose run this is", quick=True)
 def lock(bench: Bench) -> Result:
     return file(bench, "killed", "lock.json", lambda content: content[:40])
@@ -283,6 +308,15 @@ def images_new(bench: Bench) -> Result:
     code, said = bench.command(*drawn(home, "new"))
     made = sorted(p.name.rpartition("-")[0] for p in cache.iterdir())
     return Result(code, bench.plain(said), unchanged(before, cache), made == ["teacher"] * 2 + ["tokenizer"] * 2)
+
+
+@case("images are added: samples of a finished run", 3, "recipes that have changed since, or from other data.*restore")
+def images_sample(bench: Bench) -> Result:
+    home = pictures(bench, "images_sample")
+    new = home / "pictures" / "ant" / "new.png"
+    shutil.copy(home / "pictures" / "bee" / "0.png", new)
+    command = ("sample", home / "runs" / "done", "--out", home / "drawn.png")
+    return bench.meet(home / "runs" / "done", command, new.unlink, again=command, same=(home / "drawn.png").is_file)
 
 
 @case("an image is cut off", 3, r"1 of 16 images cannot be decoded.*ant.2\.png")
