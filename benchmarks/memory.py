@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from instruments import peak_bytes
 from PIL import Image
 from provenance import provenance, write_result
 from rich.console import Console
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from softdimo import recipe
 from softdimo.build import Components
@@ -53,17 +53,9 @@ UNITS = (4 * 256, 1024)
 
 
 def peak(fn: Callable[[], object]) -> int:
-    """Bytes that torch's CPU allocator has handed out at most while `fn` runs, beyond what it had before."""
+    """Most bytes of tensors that are alive at once while `fn` runs, of those that it makes."""
     gc.collect()  # garbage of before, freed in between, would count as negative
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        fn()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    memory = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: float(e["ts"]))
-    totals = [int(e["args"]["Total Allocated"]) for e in memory]
-    return max(totals) - (totals[0] - int(memory[0]["args"]["Bytes"]))
+    return peak_bytes(fn)
 
 
 # 1. The divergence
