@@ -1,4 +1,4 @@
-"""What a run holds in memory: `python benchmarks/memory.py` (five minutes of one CPU).
+"""What a run holds in memory: `python benchmarks/memory.py` (two minutes of one CPU).
 
 1. The divergence and its gradient in chunks of rows, against the same formulas on whole tensors, in tensors of logits.
 2. What `softdimo check` expects of an iteration against what one takes, for several recipes and settings.
