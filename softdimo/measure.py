@@ -142,7 +142,6 @@ def _subject(row: Row, parts: Components, product: Path, smoke: bool) -> Subject
     context = parts.context()
     if row.of == "student":
         context = replace(context, init=_init(row.weights, parts, smoke))
-    if row.of == "student":
         net = student(parts, row.weights, product)
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)

@@ -1,4 +1,4 @@
-"""Networks whose weights others published: what their settings share."""
+"""Networks whose weights others published: what their settings and their tables share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from softdimo.errors import WeightsError
+from softdimo.kinds import Teacher
+from softdimo.math.precision import wide
+from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec, RecipeRef, Weights
 from softdimo.weights import Published, load_published, made_here
+from softdimo_plugins.layers import soft_rows
 
 
 class PublicSpec(NetworkSpec):
@@ -51,3 +56,21 @@ class PublicTransformer(PublicSpec):
                 f"its weights do not show; the recipe says heads: {self.heads}. Change it to heads: {heads}"
             )
         super().load_weights(module, path)
+
+
+class TableTeacher(Teacher):
+    """A network of one group of codes with one table, `tok_emb`: rows 0 to V - 1 are the codes, row V is the mask."""
+
+    tok_emb: nn.Embedding
+
+    def embed(self, tokens: Tokens) -> Embedding:
+        """Table rows of ids in [0, V]."""
+        return functional.embedding(tokens[..., 0], self.tok_emb.weight)
+
+    def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
+        """E^T p; the mask's row where masked."""
+        return soft_rows(self.tok_emb.weight, probs[:, :, 0], None if mask is None else mask[:, :, 0])
+
+    def table_rms(self) -> Tensor:
+        """Root mean square over the codes' rows."""
+        return wide(self.tok_emb.weight[: self.shape.V]).square().mean().sqrt()

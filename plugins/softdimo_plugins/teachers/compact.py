@@ -16,7 +16,7 @@ from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec
-from softdimo_plugins.layers import full_precision
+from softdimo_plugins.layers import full_precision, run_blocks
 
 SHORT = 256
 """On a CPU, sequences up to this length are faster with explicit attention."""
@@ -148,18 +148,11 @@ class CompactTeacher(Teacher):
 
     def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
         """Logits in fp32 and the outputs of the blocks `features`, class token left out; see `Teacher.forward`."""
-        if any(not 0 <= i < self.depth for i in features):
-            raise ValueError(f"features {tuple(features)}: this network has blocks 0 to {self.depth - 1}")
         headless = at is not None and not bool(at.any())
-        last = max(features, default=-1) if headless else self.depth - 1
         token = self.labels(cond.labels % (self.classes + 1))  # -1 is the last row
         x = torch.cat([token[:, None], e], 1) + self.positions
-        seen: dict[int, Embedding] = {}
-        for i in range(last + 1):
-            x = self.blocks[i](x)
-            if i in features:
-                seen[i] = x[:, 1:]
-        wanted = tuple(seen[i] for i in features)
+        x, seen = run_blocks(self.blocks, x, features, headless)
+        wanted = tuple(f[:, 1:] for f in seen)
         if headless:
             return Output(torch.empty(0, self.shape.V, device=e.device), wanted)
         x = x[:, 1:]

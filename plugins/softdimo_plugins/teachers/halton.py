@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softdimo.errors import RecipeError
-from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.kinds import Cond, Context, Output, TokenShape
 from softdimo.math.precision import wide
-from softdimo.shapes import Embedding, Mask, Probs, Tokens
+from softdimo.shapes import Embedding, Mask
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
-from softdimo_plugins.layers import run_blocks, soft_rows
-from softdimo_plugins.public import PublicTransformer
+from softdimo_plugins.layers import run_blocks
+from softdimo_plugins.public import PublicTransformer, TableTeacher
 from softdimo_plugins.teachers.maskgit import one_group
 
 EPS = 1e-5
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.depth))
 
 
-class HaltonTeacher(Teacher):
+class HaltonTeacher(TableTeacher):
     """The network of `Halton`. Row V of the table is the mask; the last row of the classes' is the null class."""
 
     def __init__(self, spec: Halton, shape: TokenShape) -> None:
@@ -194,14 +194,6 @@ class HaltonTeacher(Teacher):
         for table in (self.cls_emb, self.tok_emb, self.pos_emb, *filter(None, [self.reg_tokens])):
             nn.init.normal_(table.weight, std=0.02)
 
-    def embed(self, tokens: Tokens) -> Embedding:
-        """Table rows of ids in [0, V]."""
-        return functional.embedding(tokens[..., 0], self.tok_emb.weight)
-
-    def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
-        """E^T p; the mask's row where masked."""
-        return soft_rows(self.tok_emb.weight, probs[:, :, 0], None if mask is None else mask[:, :, 0])
-
     def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
         """Logits in fp32 and the outputs of the blocks `features`, registers left out; see `Teacher.forward`."""
         L = self.shape.L
@@ -218,10 +210,6 @@ class HaltonTeacher(Teacher):
         x = x if at is None else x[at]
         logits = x @ self.tok_emb.weight[: self.outputs].T
         return Output(wide(logits) + wide(self.head.bias[: self.outputs]), wanted)
-
-    def table_rms(self) -> Tensor:
-        """Root mean square over the codes' rows."""
-        return wide(self.tok_emb.weight[: self.shape.V]).square().mean().sqrt()
 
     def frozen(self) -> tuple[str, ...]:
         """The table and with it the tied head, positions, and output bias."""

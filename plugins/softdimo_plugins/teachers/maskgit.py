@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softdimo.errors import RecipeError
-from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.kinds import Cond, Context, Output, TokenShape
 from softdimo.math.precision import wide
-from softdimo.shapes import Embedding, Mask, Probs, Tokens
+from softdimo.shapes import Embedding, Mask
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
-from softdimo_plugins.layers import run_blocks, soft_rows
-from softdimo_plugins.public import PublicTransformer
+from softdimo_plugins.layers import run_blocks
+from softdimo_plugins.public import PublicTransformer, TableTeacher
 
 EPS = 1e-12
 """Of the layer norms before and after the stack; those of the blocks have torch's own."""
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         )
 
 
-class MaskGitTeacher(Teacher):
+class MaskGitTeacher(TableTeacher):
     """The network of `MaskGit`. Ids: codes 0 to V - 1, the mask V, then the classes and the null class."""
 
     def __init__(self, spec: MaskGit, shape: TokenShape) -> None:
@@ -179,14 +179,6 @@ class MaskGitTeacher(Teacher):
         )
         nn.init.normal_(self.tok_emb.weight, std=0.02)
 
-    def embed(self, tokens: Tokens) -> Embedding:
-        """Table rows of ids in [0, V]."""
-        return functional.embedding(tokens[..., 0], self.tok_emb.weight)
-
-    def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
-        """E^T p; the mask's row where masked."""
-        return soft_rows(self.tok_emb.weight, probs[:, :, 0], None if mask is None else mask[:, :, 0])
-
     def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
         """Logits in fp32 and the outputs of the blocks `features`, class token left out; see `Teacher.forward`."""
         L = self.shape.L
@@ -206,10 +198,6 @@ class MaskGitTeacher(Teacher):
         """Logits from the last block's output at these positions: one bias per position and id."""
         h = self.last_layer(x)
         return wide(h @ self.tok_emb.weight[: self.outputs].T) + wide(self.bias[position, : self.outputs])
-
-    def table_rms(self) -> Tensor:
-        """Root mean square over the codes' rows."""
-        return wide(self.tok_emb.weight[: self.shape.V]).square().mean().sqrt()
 
     def frozen(self) -> tuple[str, ...]:
         """The table (and with it the tied head), positions and output bias, as in the public Di[M]O code."""
