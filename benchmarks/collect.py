@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from provenance import write_result
 
 
 def collect(run: Path) -> Path:
@@ -18,9 +18,7 @@ def collect(run: Path) -> Path:
     }
     for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
         lock.pop("command", None)  # it may name folders of the machine
-    target = RESULTS / f"{run.name}.json"
-    target.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
-    return target
+    return write_result(run.name, out)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def ablations(result: Mapping[str, Any]) -> Path:
     for xi, yi in zip(x, y, strict=True):
         a.annotate(f"{yi:.1f}", (xi, yi), xytext=(0, 7), textcoords="offset points", ha="center")
     a.set(yscale="log", xlabel="r_init: fraction of mask tokens in x_init", ylabel="Fréchet distance (lower is better)")
-    a.set_title("All masks leave nothing to draw from; all random is slow", loc="left", fontsize=10)
+    a.set_title("The start of the student: masks against random tokens", loc="left", fontsize=10)
 
     rows = result["auxiliary"]["rows"]
     y, sd = zip(*(_number(r, "fd") for r in rows), strict=True)
@@ -46,7 +46,7 @@ def ablations(result: Mapping[str, Any]) -> Path:
     b.invert_yaxis()
     b.set(xlabel="Fréchet distance (lower is better)", xlim=(0, 1.15 * max(y)))
     b.grid(axis="y", visible=False)
-    b.set_title("Without an auxiliary model Di[M]O stays far behind", loc="left", fontsize=10)
+    b.set_title("The auxiliary model", loc="left", fontsize=10)
 
     shades = plt.get_cmap("viridis")([0.05, 0.22, 0.4, 0.58, 0.76, 0.92])
     for shade, student in zip(shades, result["gradients"], strict=False):
@@ -57,7 +57,7 @@ def ablations(result: Mapping[str, Any]) -> Path:
     c.axhline(0, color=INK, lw=0.8)
     c.set(xlabel="mask ratio of the re-masked state x_t", ylabel="cosine of gradients at x_init and at x_t")
     c.legend(frameon=False, fontsize=8)
-    c.set_title("The consistency assumption: how far gradients agree", loc="left", fontsize=10)
+    c.set_title("The consistency assumption: agreement of gradients", loc="left", fontsize=10)
 
     rows = result["consistency"]["rows"]
     one = [r for r in rows if r["name"].startswith("mask ratio")]
@@ -68,7 +68,7 @@ def ablations(result: Mapping[str, Any]) -> Path:
     d.axhline(whole, color=RED, ls="--", label=f"all mask ratios ({whole:.1f})")
     d.set(yscale="log", xlabel="mask ratio of x_t in training", ylabel="Fréchet distance (lower is better)")
     d.legend(frameon=False, fontsize=8)
-    d.set_title("One mask ratio alone: .7 comes near all of them", loc="left", fontsize=10)
+    d.set_title("Trained at one mask ratio, or at all", loc="left", fontsize=10)
 
     for axes in (a, d):
         axes.yaxis.set_major_formatter(ScalarFormatter())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from softdimo.files import write_text
+from softdimo.files import write_json
 from softdimo.folder import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +25,7 @@ def provenance() -> dict[str, Any]:
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
     """Write `results/<name>.json`, atomically."""
     path = RESULTS / f"{name}.json"
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    write_json(path, result)
     return path
 
 

@@ -30,8 +30,10 @@ def run_line(name: str, result: Result) -> str:
     lock, evaluation = result["lock"], result["eval"]
     seconds = result.get("timing", {}).get("seconds")
     took = f", {seconds / 60:.1f} minutes on {lock['cpus']} cores" if seconds else ""
+    measured = evaluation.get("lock", lock)["git"]
+    at = lock["git"] if measured == lock["git"] else f"{lock['git']}, measured at {measured}"
     return (
-        f"`softdimo run recipes/{name}.yaml`{took} (softdimo {lock['softdimo']} at {lock['git']}, "
+        f"`softdimo run recipes/{name}.yaml`{took} (softdimo {lock['softdimo']} at {at}, "
         f"torch {lock['distributions']['torch']}). Evaluator {evaluation['evaluator_hash'][:12]}: its feature network "
         "and judge took no part in training."
     )

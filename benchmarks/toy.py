@@ -72,12 +72,12 @@ def variants() -> list[Variant]:
         Variant(term, "mean over masked tokens", (_dimo("normalization=mean_masked"),), "instead of the sum"),
         Variant(aux, "share_t: one re-masking", (_dimo("share_t=true"),)),
         Variant(aux, "none", (no_psi,), "the student in its place: no gradient"),
-        Variant(aux, "none, from the solution", (no_psi,), "drifts off: nothing sees its joint", solved_start=True),
+        Variant(aux, "none, from the solution", (no_psi,), "it does not stay there", solved_start=True),
         Variant(aux, "a copy, from the solution", (), "stays there", solved_start=True),
         Variant(
             soft, "straight-through", ("train.relaxation.kind=straight_through",), "Di[M]O reads hard tokens: no effect"
         ),
-        Variant(soft, "Di[M]O + GAN, soft", (with_gan,), "biased: D tells mixtures from tokens"),
+        Variant(soft, "Di[M]O + GAN, soft", (with_gan,), "D sees mixtures, and real tokens"),
         Variant(soft, "Di[M]O + GAN, Gumbel", (with_gan, "train.relaxation.kind=gumbel")),
         Variant(soft, "Di[M]O + GAN, straight-through", (with_gan, "train.relaxation.kind=straight_through")),
     ]
