@@ -22,6 +22,7 @@ from softdimo.batch import Cond as Cond
 from softdimo.batch import ImageShape as ImageShape
 from softdimo.batch import Logs as Logs
 from softdimo.batch import TokenShape as TokenShape
+from softdimo.errors import PluginError
 from softdimo.shapes import Embedding, Image, Mask, PerSample, Probs, Tokens
 
 if TYPE_CHECKING:
@@ -160,6 +161,15 @@ class Reward(Protocol):
     def __call__(self, img: Image, cond: Cond) -> PerSample:
         """Score images [B 3 H W] in [0, 1]."""
         ...
+
+
+def rated(reward: Reward, img: Image, cond: Cond) -> PerSample:
+    """Scores [B] of images [B C H W], gray ones as three equal channels; PluginError where they are not one each."""
+    scores = reward(img.expand(-1, 3, -1, -1) if img.shape[1] == 1 else img, cond)
+    if scores.shape != (len(img),):
+        name = type(reward).__name__
+        raise PluginError(f"the reward {name} gives {list(scores.shape)} for {len(img)} images; give one number each")
+    return scores
 
 
 class Discriminator(nn.Module, ABC):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softdimo.evaluate.rows import Progress, mix
 from softdimo.files import write_json
-from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer
+from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer, rated
 from softdimo.math.best import best_of
 from softdimo.math.init import Init
 from softdimo.math.rollout import categorical, start
@@ -66,7 +66,7 @@ class Scorer:
 
     def __call__(self, img: Image, cond: Cond) -> PerSample:
         """Scores [B]; gray images are repeated to 3 channels."""
-        return self.reward(img.expand(-1, 3, -1, -1) if img.shape[1] == 1 else img, cond)
+        return rated(self.reward, img, cond)
 
 
 def decoder(net: Teacher, tokenizer: Tokenizer, decode: Decode) -> Generator:

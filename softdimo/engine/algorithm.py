@@ -135,6 +135,8 @@ class Distillation:
         squares = mean_over_ranks(squares) / self.fabric.world_size
         entries = {e.name: e for e in self.terms}
         for name, norm in zip(gradients, squares.sqrt().tolist(), strict=True):
+            if not math.isfinite(norm):
+                raise TrainingError(f"the term `{name}` gives the student's logits a gradient that is not finite")
             entry = entries[name]
             keep = entry.weight.smoothing if isinstance(entry.weight, GradientRatio) else 0.95
             entry.norm = norm if entry.norm == 0.0 else keep * entry.norm + (1 - keep) * norm

@@ -141,6 +141,17 @@ def test_a_term_without_finite_loss_stops_with_its_name() -> None:
         algorithm.step(7, batch())
 
 
+def test_a_term_whose_gradient_is_not_finite_stops_with_its_name() -> None:
+    ctx = context()
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False)
+    steep = lambda roll: ((roll.logits - roll.logits.detach()).square().sum().sqrt(), {})  # noqa: E731  (0, slope 0 / 0)
+    algorithm.terms[0].term.generator = steep  # type: ignore[method-assign]
+    before = snapshot(algorithm.network)
+    with pytest.raises(TrainingError, match="`dimo` gives the student's logits a gradient that is not finite"):
+        algorithm.step(0, batch())
+    assert not changed(before, algorithm.network)
+
+
 def test_a_term_that_misses_the_logits_is_named() -> None:
     ctx = context()
     algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False)

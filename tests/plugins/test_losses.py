@@ -145,6 +145,15 @@ def test_a_capped_reward_stops_pushing_the_samples_above_it() -> None:
     assert (g > 0).tolist() == (scores < cap).tolist()
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_reward_of_the_whole_batch_is_refused(watched: bool) -> None:
+    entry = (Weighted(reward=Connected(use="a")), lambda img, cond: img.mean())
+    fine = (Weighted(reward=Connected(use="b")), judge(1))
+    term = RewardTerm([fine], [entry]) if watched else RewardTerm([entry], [])  # type: ignore[list-item]
+    with pytest.raises(PluginError, match=rf"gives \[\] for {B} images; give one number each"):
+        term.generator(roll(context()))
+
+
 # Who receives gradients
 
 

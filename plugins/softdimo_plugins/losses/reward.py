@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from softdimo.errors import PluginError
-from softdimo.kinds import Batch, Context, Logs, Reward
+from softdimo.kinds import Batch, Context, Logs, Reward, rated
 from softdimo.math.rollout import Roll
 from softdimo.spec import LossSpec, Settings, Spec, component
 
@@ -65,18 +65,17 @@ class RewardTerm:
     def generator(self, roll: Roll) -> tuple[Tensor, Logs]:
         """Minus the weighted sum of the mean rewards of the soft decode."""
         images = roll.images
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         loss = roll.logits.new_zeros(())
         logs: Logs = {}
         for entry, reward in self.optimized:
-            score = reward(images, roll.cond)
+            score = rated(reward, images, roll.cond)
             logs[entry.name or entry.reward.use] = score.detach().mean()
             if entry.cap is not None:
                 score = score.clamp(max=entry.cap)
             loss = loss - entry.weight * score.mean()
         with torch.no_grad():
             for entry, reward in self.held_out:
-                logs[f"held_out/{entry.name or entry.reward.use}"] = reward(images, roll.cond).mean()
+                logs[f"held_out/{entry.name or entry.reward.use}"] = rated(reward, images, roll.cond).mean()
         return loss, logs
 
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
