@@ -44,7 +44,7 @@ def whole() -> str:
     job, long = load(JOB), load(LONG)
     parts = [
         "# Measurements\n\nEvery table on this page is made by `python benchmarks/readme.py` from `results/*.json`, "
-        "and every one of those files by the command that stands above its table.",
+        "and every one of those files by the command above its table (a run's by `collect.py` from its folder).",
         "## The main job\n\n" + tables.run_line(JOB, job),
         tables.rows(job),
         tables.search(job),
