@@ -321,6 +321,8 @@ class Data(ABC):
 
     image: ImageShape
     classes: tuple[str, ...]
+    has_images: bool = True
+    """Whether samples carry images; where they are labels or tokens alone, metrics need statistics of their own."""
 
     @abstractmethod
     def source(self, split: str) -> Source:
