@@ -28,7 +28,8 @@ from softdimo.recipe.model import Ema, Train
 from softdimo.spec import Optimizer
 from softdimo.spec import Player as PlayerSettings
 from softdimo_plugins.losses import dimo
-from softdimo_plugins.teachers.compact import Compact, CompactTeacher
+from softdimo_plugins.teachers.compact import Compact
+from softdimo_plugins.teachers.maskgit import MaskGit, MaskGitTeacher
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "animals_dimo.yaml"
 PUBLISHED, OURS, SHARED = "published loop", "softdimo", "softdimo, share_t"
@@ -40,7 +41,7 @@ HALF_LIFE = 6931.1
 class Job:
     """A distillation: sizes, and settings as in a recipe."""
 
-    teacher: Compact
+    teacher: Compact | MaskGit
     tokens: TokenShape
     classes: int
     train: Train
@@ -48,7 +49,7 @@ class Job:
     schedule: Schedule
 
 
-def maskgit(quick: bool, batch: int = 2) -> Job:
+def maskgit(quick: bool, batch: int = 2, grid: int = 16, depth: int = 24) -> Job:
     """The sizes and settings of the published MaskGit run in fp32, at a small batch; `quick` makes the sizes tiny."""
     player = PlayerSettings(optimizer=Optimizer(lr=1e-5, warmup=100))
     train = Train(
@@ -58,11 +59,11 @@ def maskgit(quick: bool, batch: int = 2) -> Job:
         ema=Ema(half_lives=(HALF_LIFE,)),
         terms=(dimo.DiMO(use="dimo", name="dimo", label_smoothing=0.1, player=player),),
     )
-    width, depth, heads, tokens, classes = 768, 24, 16, TokenShape(16, 16, 1, 1024), 1000
     if quick:
-        width, depth, heads, tokens, classes = 32, 2, 2, TokenShape(4, 4, 1, 16), 10
-    net = Compact(use="compact", width=width, depth=depth, heads=heads, activation="gelu", local=False)
-    return Job(net, tokens, classes, train, Init(), "arccos")
+        net = MaskGit(use="maskgit", width=32, depth=2, heads=2, mlp=64, classes=10, fresh=True)
+        return Job(net, TokenShape(4, 4, 1, 16), 10, train, Init(), "arccos")
+    net = MaskGit(use="maskgit", depth=depth, fresh=True)
+    return Job(net, TokenShape(grid, grid, 1, 1024), 1000, train, Init(), "arccos")
 
 
 def animals() -> Job:
@@ -103,9 +104,12 @@ def _no_parts(spec: object) -> Any:
 
 def published(context: Context, job: Job) -> Loop:
     """The published loop."""
-    assert isinstance(context.teacher, CompactTeacher)
-    lr = job.train.player.optimizer.lr
-    loop = PublishedLoop(context.teacher, job.train.batch_size, lr, 0.5 ** (1 / HALF_LIFE), r_init=job.init.r_init)
+    assert isinstance(context.teacher, MaskGitTeacher)
+    assert isinstance(job.teacher, MaskGit)
+    decay = 0.5 ** (1 / HALF_LIFE)
+    loop = PublishedLoop(
+        context.teacher, job.teacher, job.train.batch_size, job.train.player.optimizer.lr, decay, r_init=job.init.r_init
+    )
     return Loop(
         loop.step,
         {"teacher": loop.teacher, "student": loop.student, "auxiliary": loop.auxiliary},

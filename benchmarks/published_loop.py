@@ -3,7 +3,8 @@
 What costs: the auxiliary is trained on samples that are drawn anew after the student's step (10 network passes),
 attention returns its weights, logits and every temporary are [B L V + 1] in float32, the loss is the squared distance
 to a pseudo-target, Adam is not fused, the EMA goes parameter by parameter. fp32, so no clipping (it clips the generator
-in 16 bits only). One thing is left out in its favor: dropout, which it keeps active in all three networks.
+in 16 bits only). It keeps dropout active in all three networks, the teacher's too; here that is a switch, off by
+default, because without it the mathematics is that of softdimo's step.
 """
 
 from __future__ import annotations
@@ -16,90 +17,98 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softdimo_plugins.teachers.compact import CompactTeacher
+from softdimo_plugins.teachers.maskgit import MaskGit, MaskGitTeacher
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), x + feed-forward(norm(x)): [B 1+L D] -> [B 1+L D]."""
+    """x + attention(norm(x)), x + feed-forward(norm(x)): [B L+1 D] -> [B L+1 D]."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, spec: MaskGit) -> None:
         super().__init__()
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        width = spec.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mha = nn.MultiheadAttention(width, spec.heads, dropout=spec.dropout, batch_first=True)
+        self.net = nn.Sequential(
+            nn.Linear(width, spec.mlp), nn.GELU(), nn.Dropout(spec.dropout),
+            nn.Linear(spec.mlp, width), nn.Dropout(spec.dropout),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """One layer; the attention's weights are computed, averaged over heads, and dropped."""
-        h = self.norm_attention(x)
-        attended, _ = self.attention(h, h, h, need_weights=True)
+        h = self.norms[0](x)
+        attended, _ = self.mha(h, h, h, need_weights=True)
         x = x + attended
-        out: Tensor = x + self.mlp(self.norm_mlp(x))
+        out: Tensor = x + self.net(self.norms[1](x))
         return out
 
 
 class Network(nn.Module):
-    """The transformer of `compact` (no convolution, GELU, one group) with the mask as one class more: V + 1 logits."""
+    """The transformer of `maskgit` with the mask as one class more: V + 1 logits. Its memory is that of `like`."""
 
-    def __init__(self, like: CompactTeacher) -> None:
+    def __init__(self, like: MaskGitTeacher, spec: MaskGit) -> None:
         super().__init__()
-        blocks = [b for b in like.blocks if b.local is None and b.activation is functional.gelu]
-        if len(blocks) != like.depth or like.shape.G != 1:
-            raise ValueError("the published network has no convolutions, one group of classes, and GELU")
         self.L, self.V, self.classes, width = like.shape.L, like.shape.V, like.classes, like.width
-        self.table = nn.Embedding(self.V + 1, width)
-        self.labels = nn.Embedding(self.classes + 1, width)  # the last is the unconditional branch
-        self.positions = nn.Parameter(torch.empty(self.L + 1, width))
-        self.layers = nn.Sequential(*(Layer(width, b.heads, b.widen.out_features) for b in blocks))
-        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, width)
-        self.output_bias = nn.Parameter(torch.zeros(self.V + 1))
-        self.load_state_dict(weights(like), assign=True)  # the same memory as `like`'s
+        ids = self.V + self.classes + 2
+        self.table = nn.Embedding(ids, width)
+        self.positions = nn.Parameter(torch.empty(1, self.L + 1, width))
+        self.bias = nn.Parameter(torch.empty(self.L + 1, ids))
+        self.first = copy.deepcopy(like.first_layer)
+        self.layers = nn.Sequential(*(Layer(spec) for _ in range(spec.depth)))
+        self.last = copy.deepcopy(like.last_layer)
+        self.load_state_dict({renamed(k): v.detach() for k, v in like.state_dict().items()}, assign=True)
 
     def forward(self, e: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B L V + 1] of embedded tokens [B L D] and labels [B] (-1: none)."""
-        x = torch.cat([self.labels(labels % (self.classes + 1))[:, None], e], 1) + self.positions
-        x = self.project(self.norm(self.layers(x)[:, 1:]))
-        return functional.linear(x, self.table.weight) + self.output_bias
+        """Logits [B L V + 1] of embedded tokens [B L D] and labels [B] (-1: none): all ids' logits, then a slice."""
+        label = self.table(self.V + 1 + labels % (self.classes + 1))
+        x = self.last(self.layers(self.first(torch.cat([e, label[:, None]], 1) + self.positions)))
+        logits: Tensor = functional.linear(x, self.table.weight) + self.bias
+        return logits[:, : self.L, : self.V + 1]
 
     def trainable(self) -> Network:
         """A copy whose table, positions and output bias stay as they are."""
         net = copy.deepcopy(self).requires_grad_(True)
-        for frozen in (net.table.weight, net.positions, net.output_bias):
+        for frozen in (net.table.weight, net.positions, net.bias):
             frozen.requires_grad_(False)
         return net
 
 
-def weights(like: CompactTeacher) -> dict[str, Tensor]:
-    """The network's weights under this file's names; the mask's logit gets bias 0."""
-    out = {"table.weight": like.table[0].detach(), "output_bias": torch.cat([like.output_bias[0], torch.zeros(1)])}
-    names = {
-        "blocks.": "layers.",
-        "qkv.weight": "attention.in_proj_weight",
-        "qkv.bias": "attention.in_proj_bias",
-        "merge.": "attention.out_proj.",
-        "widen.": "mlp.0.",
-        "narrow.": "mlp.2.",
-    }
-    for name, value in like.state_dict().items():
-        if name not in ("table", "output_bias"):
-            for old, new in names.items():
-                name = name.replace(old, new)
-            out[name] = value
-    return out
+def renamed(key: str) -> str:
+    """A weight's name in this file."""
+    for old, new in (
+        ("tok_emb.", "table."),
+        ("pos_emb", "positions"),
+        ("first_layer.", "first."),
+        ("last_layer.", "last."),
+        ("transformer.layers.", "layers."),
+        (".0.norm.", ".norms.0."),
+        (".1.norm.", ".norms.1."),
+        (".0.fn.mha.in_proj.", ".mha.in_proj_"),
+        (".0.fn.mha.", ".mha."),
+        (".1.fn.net.", ".net."),
+    ):
+        key = key.replace(old, new)
+    return key
 
 
 class PublishedLoop:
     """theta, psi, their optimizers and theta's EMA; `step` is one iteration."""
 
     def __init__(
-        self, like: CompactTeacher, batch: int, lr: float, decay: float, scale: float = 2.0, r_init: float = 0.6,
-        sigma: float = 0.1, beta: float = 0.0, label_smoothing: float = 0.1,
+        self, like: MaskGitTeacher, spec: MaskGit, batch: int, lr: float, decay: float, scale: float = 2.0,
+        r_init: float = 0.6, sigma: float = 0.1, beta: float = 0.0, label_smoothing: float = 0.1,
     ) -> None:  # fmt: skip
         self.batch, self.decay, self.scale, self.r_init, self.sigma = batch, decay, scale, r_init, sigma
         self.beta, self.label_smoothing, self.updates = beta, label_smoothing, 0
-        self.teacher = Network(like).requires_grad_(False)
+        self.teacher = Network(like, spec).requires_grad_(False)
         self.student, self.auxiliary = self.teacher.trainable(), self.teacher.trainable()
         self.ema = copy.deepcopy(self.student).requires_grad_(False)
+        self.dropout(False)
         self.optimizers = [torch.optim.Adam(_free(net), lr=lr) for net in (self.student, self.auxiliary)]
+
+    def dropout(self, active: bool) -> None:
+        """In all three networks."""
+        for net in (self.teacher, self.student, self.auxiliary):
+            net.train(active)
 
     def step(self) -> tuple[float, float]:
         """The student's update, then the auxiliary's on fresh samples; returns both losses."""

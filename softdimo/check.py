@@ -42,8 +42,9 @@ class Estimate:
 
     @property
     def networks(self) -> int:
-        """Weights, gradients, optimizer state and averages."""
-        return sum(s.total for s in self.shares)
+        """Weights, optimizer state, averages, and the gradients that are in memory at once: one player's, and what waits."""
+        lasting = sum(s.total if s.accumulates else s.total - s.gradients for s in self.shares)
+        return lasting + max((s.gradients for s in self.shares if not s.accumulates), default=0)
 
     @property
     def total(self) -> int:

@@ -31,6 +31,8 @@ class Share:
     gradients: int = 0
     optimizer: int = 0
     ema: int = 0
+    accumulates: bool = False
+    """Whether its gradients wait for further turns; otherwise they go with the step."""
 
     @property
     def total(self) -> int:
@@ -49,8 +51,9 @@ def share(name: str, net: nn.Module, player: Player | None, precision: str, aver
     free = sum(p.numel() for p in parameters if p.requires_grad)
     moments = 2 if player.optimizer.name != "sgd" else int(player.optimizer.momentum > 0)
     return Share(
-        name, "trained", count, count * width + buffers, free * width, moments * free * width, averages * free * 4
-    )
+        name, "trained", count, count * width + buffers, free * width, moments * free * width, averages * free * 4,
+        accumulates=player.accumulate > 1,
+    )  # fmt: skip
 
 
 class Blank(TorchFunctionMode):

@@ -43,6 +43,10 @@ def test_a_student_with_its_critics(home: Path) -> None:
         4 * free,
     )
     assert by_name["dimo's critic"].ema == 0
+    gradients = [s.gradients for s in estimate.shares]
+    assert estimate.networks == sum(s.total for s in estimate.shares) - sum(gradients) + max(gradients)  # one at a time
+    waiting, _ = told("student.yaml", "train.terms.dimo.player.accumulate=2")
+    assert waiting.networks == estimate.networks + by_name["dimo's critic"].gradients
     assert (by_name["teacher (compact)"].total, by_name["teacher (compact)"].gradients) == (4 * count, 0)
     assert [p.name for p in estimate.phases] == ["generator's turn", "turn of dimo's critic", "turn of gan's critic"]
     assert all(p.size > 0 and not p.unknown for p in estimate.phases)

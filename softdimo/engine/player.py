@@ -63,10 +63,9 @@ class Player:
     def turn(self, iteration: int, output: Tensor, gradient: Tensor | None = None) -> float | None:
         """Back-propagate `output` (a scalar loss, or logits with their `gradient`); step when enough turns are in.
 
-        Returns the gradient norm before clipping when a step was taken.
+        Returns the gradient norm before clipping when a step was taken. Gradients go with the step, so that those of two
+        players are never in memory together.
         """
-        if self.pending == 0:
-            self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(output, gradient) if gradient is not None else self.fabric.backward(output)
         self.pending += 1
         if self.pending < self.settings.accumulate:
@@ -85,6 +84,7 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings.optimizer, iteration, self.horizon)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return value
 
     def state_dict(self) -> dict[str, Any]:
