@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from instruments import Watched, auxiliary_phase
-from lightning_fabric import Fabric
 from published_loop import PublishedLoop
 from torch import nn
 
@@ -18,13 +18,14 @@ from softdimo import recipe
 from softdimo.build import Components
 from softdimo.engine.algorithm import Distillation, Entry
 from softdimo.engine.ema import EMA
+from softdimo.engine.hardware import launch
 from softdimo.engine.player import Player
 from softdimo.kinds import Batch, Cond, Context, ImageShape, TokenShape
 from softdimo.math import rollout
 from softdimo.math.divergence import Divergence
 from softdimo.math.init import Init
 from softdimo.math.schedules import Schedule
-from softdimo.recipe.model import Ema, Train
+from softdimo.recipe.model import Ema, Hardware, Train
 from softdimo.spec import Optimizer
 from softdimo.spec import Player as PlayerSettings
 from softdimo_plugins.losses import dimo
@@ -32,7 +33,8 @@ from softdimo_plugins.teachers.compact import Compact
 from softdimo_plugins.teachers.maskgit import MaskGit, MaskGitTeacher
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "animals_dimo.yaml"
-PUBLISHED, OURS, SHARED = "published loop", "softdimo", "softdimo, share_t"
+PUBLISHED, DROPOUT, PUBLISHED16 = "published loop", "published loop, dropout", "published loop, bf16"
+OURS, SHARED, OURS16, SHARED16 = "softdimo", "softdimo, share_t", "softdimo, bf16", "softdimo, bf16, share_t"
 HALF_LIFE = 6931.1
 """Of an EMA with decay 0.9999."""
 
@@ -85,16 +87,22 @@ class Loop:
     watched: list[Watched]
 
 
-def build(job: Job, names: tuple[str, ...], fabric: Fabric) -> dict[str, Loop]:
-    """Loops by name, all from one teacher with random weights; the two of softdimo share networks and players."""
+def build(job: Job, names: tuple[str, ...]) -> dict[str, Loop]:
+    """Loops by name, all from one teacher with random weights.
+
+    The published ones share networks and optimizers, and so do those of softdimo in one precision.
+    """
     torch.manual_seed(0)
     bare = Context(ImageShape(3, 1, 1), tuple(map(str, range(job.classes))), _no_parts, job.tokens)
-    context = replace(bare, teacher=job.teacher.build(bare).requires_grad_(False).eval(), schedule=job.schedule)
+    teacher = job.teacher.build(bare).requires_grad_(False).eval()
+    context = replace(bare, teacher=teacher, schedule=job.schedule)
     loops = {}
-    if PUBLISHED in names:
-        loops[PUBLISHED] = published(context, job)
+    if {PUBLISHED, DROPOUT, PUBLISHED16} & set(names):
+        loops |= published(context, job)
     if {OURS, SHARED} & set(names):
-        loops |= ours(context, job, fabric)
+        loops |= dict(zip((OURS, SHARED), ours(context, job, "32-true"), strict=True))
+    if {OURS16, SHARED16} & set(names):
+        loops |= dict(zip((OURS16, SHARED16), ours(context, job, "bf16-mixed"), strict=True))
     return {name: loops[name] for name in names}
 
 
@@ -102,35 +110,45 @@ def _no_parts(spec: object) -> Any:
     raise NotImplementedError(f"these jobs have no {spec}")
 
 
-def published(context: Context, job: Job) -> Loop:
-    """The published loop."""
+def published(context: Context, job: Job) -> dict[str, Loop]:
+    """The published loop: without its dropout, with it, and under autocast."""
     assert isinstance(context.teacher, MaskGitTeacher)
     assert isinstance(job.teacher, MaskGit)
     decay = 0.5 ** (1 / HALF_LIFE)
     loop = PublishedLoop(
-        context.teacher, job.teacher, job.train.batch_size, job.train.player.optimizer.lr, decay, r_init=job.init.r_init
-    )
-    return Loop(
-        loop.step,
-        {"teacher": loop.teacher, "student": loop.student, "auxiliary": loop.auxiliary},
-        [
-            (loop.student, "forward", "generator forward"),
-            (loop.teacher, "forward", "teacher"),
-            (loop.auxiliary, "forward", auxiliary_phase),
-            (loop, "update", lambda player, loss: "auxiliary trained" if player else "generator backward"),
-            (loop, "cross_entropy", "auxiliary trained"),
-            *((optimizer, "step", "optimizer steps") for optimizer in loop.optimizers),
-            (loop, "average", "EMA"),
-            (loop, "gradient", "divergence"),
-            (loop, "distance", "divergence"),
-            (loop, "masked", "masking"),
-            (loop, "sample", "sampling"),
-        ],
-    )
+        context.teacher, job.teacher, job.train.batch_size, job.train.player.optimizer.lr, decay,
+        r_init=job.init.r_init,
+    )  # fmt: skip
+    networks: dict[str, nn.Module] = {"teacher": loop.teacher, "student": loop.student, "auxiliary": loop.auxiliary}
+    watched: list[Watched] = [
+        (loop.student, "forward", "generator forward"),
+        (loop.teacher, "forward", "teacher"),
+        (loop.auxiliary, "forward", auxiliary_phase),
+        (loop, "update", lambda player, loss: "auxiliary trained" if player else "generator backward"),
+        (loop, "cross_entropy", "auxiliary trained"),
+        *((optimizer, "step", "optimizer steps") for optimizer in loop.optimizers),
+        (loop, "average", "EMA"),
+        (loop, "gradient", "divergence"),
+        (loop, "distance", "divergence"),
+        (loop, "masked", "masking"),
+        (loop, "sample", "sampling"),
+    ]
+
+    def step(dropout: bool, bf16: bool) -> object:
+        loop.dropout(dropout)
+        loop.bf16 = bf16
+        return loop.step()
+
+    return {
+        PUBLISHED: Loop(partial(step, False, False), networks, watched),
+        DROPOUT: Loop(partial(step, True, False), networks, watched),
+        PUBLISHED16: Loop(partial(step, False, True), networks, watched),
+    }
 
 
-def ours(context: Context, job: Job, fabric: Fabric) -> dict[str, Loop]:
+def ours(context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"]) -> tuple[Loop, Loop]:
     """The engine as a recipe with these settings builds it, without and with `share_t`."""
+    fabric = launch(Hardware(accelerator="cpu", precision=precision))
     (spec,) = job.train.terms
     assert isinstance(spec, dimo.DiMO)
     term, horizon = spec.build(context), job.train.iterations
@@ -174,4 +192,4 @@ def ours(context: Context, job: Job, fabric: Fabric) -> dict[str, Loop]:
 
         return Loop(step, networks, watched)
 
-    return {OURS: loop(False), SHARED: loop(True)}
+    return loop(False), loop(True)

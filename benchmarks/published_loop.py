@@ -2,8 +2,8 @@
 
 What costs: the auxiliary is trained on samples that are drawn anew after the student's step (10 network passes),
 attention returns its weights, logits and every temporary are [B L V + 1] in float32, the loss is the squared distance
-to a pseudo-target, Adam is not fused, the EMA goes parameter by parameter. fp32, so no clipping (it clips the generator
-in 16 bits only). It keeps dropout active in all three networks, the teacher's too; here that is a switch, off by
+to a pseudo-target, Adam is not fused, the EMA goes parameter by parameter. In bf16 it runs under autocast, with float32
+weights, and clips the generator's gradients; in fp32 it does not clip. It keeps dropout active in all three networks, the teacher's too; here that is a switch, off by
 default, because without it the mathematics is that of softdimo's step.
 """
 
@@ -95,10 +95,10 @@ class PublishedLoop:
 
     def __init__(
         self, like: MaskGitTeacher, spec: MaskGit, batch: int, lr: float, decay: float, scale: float = 2.0,
-        r_init: float = 0.6, sigma: float = 0.1, beta: float = 0.0, label_smoothing: float = 0.1,
+        r_init: float = 0.6, sigma: float = 0.1, beta: float = 0.0, label_smoothing: float = 0.1, bf16: bool = False,
     ) -> None:  # fmt: skip
         self.batch, self.decay, self.scale, self.r_init, self.sigma = batch, decay, scale, r_init, sigma
-        self.beta, self.label_smoothing, self.updates = beta, label_smoothing, 0
+        self.beta, self.label_smoothing, self.updates, self.bf16 = beta, label_smoothing, 0, bf16
         self.teacher = Network(like, spec).requires_grad_(False)
         self.student, self.auxiliary = self.teacher.trainable(), self.teacher.trainable()
         self.ema = copy.deepcopy(self.student).requires_grad_(False)
@@ -112,6 +112,10 @@ class PublishedLoop:
 
     def step(self) -> tuple[float, float]:
         """The student's update, then the auxiliary's on fresh samples; returns both losses."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self._step()
+
+    def _step(self) -> tuple[float, float]:
         labels = self.draw_labels()
         z = self.generate(labels)
         kept = ~z.detach().isnan().flatten(1).any(1)
@@ -188,6 +192,8 @@ class PublishedLoop:
         for group in self.optimizers[player].param_groups:
             for p in group["params"]:
                 p.grad.nan_to_num_(nan=0.0, posinf=1e5, neginf=-1e5)
+        if self.bf16 and player == 0:
+            nn.utils.clip_grad_norm_(list(_free(self.student)), 1.0)
         self.optimizers[player].step()
 
     def backward(self, loss: Tensor) -> None:

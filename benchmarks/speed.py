@@ -1,41 +1,62 @@
 """What one iteration of Di[M]O costs, and where: `python benchmarks/speed.py` (`--quick`: tiny sizes, seconds).
 
 1. Network passes per iteration, counted while steps run.
-2. A step at the size of MaskGit against `published_loop.py` from the same weights: seconds in turn, peak memory.
-3. The phases of that step, and of a step of `recipes/animals_dimo.yaml`.
+2. A step at the size of MaskGit against `published_loop.py` from the same weights, in fp32 and in bf16: seconds in turn,
+   peak memory, and the part of the machine's rate of matrix products that a step reaches.
+3. How that grows with the batch, the number of tokens, and the depth.
+4. The phases of those steps, and of a step of `recipes/animals_dimo.yaml`.
 
-Weights are random: they do not change what a step costs. Prints tables, writes results/speed.json. Both loops stay in
-memory to take turns: 16 GB.
+Weights are random: they do not change what a step costs. Prints tables, writes results/speed.json. Loops that take turns
+are in memory together: 16 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import time
 from functools import partial
 from statistics import median
 from typing import Any
 
+import torch
 from instruments import Clock, counted, peak_bytes
-from lightning_fabric import Fabric
-from loops import OURS, PUBLISHED, SHARED, Job, Loop, animals, build, maskgit
+from loops import DROPOUT, OURS, OURS16, PUBLISHED, PUBLISHED16, SHARED, SHARED16, Job, Loop, animals, build, maskgit
 from provenance import provenance, write_result
+from torch import nn
+from torch.nn.functional import linear
+from torch.utils.flop_counter import FlopCounterMode
 
-from softdimo.engine.hardware import launch
-from softdimo.memory import human, share
-from softdimo.recipe.model import Hardware
+from softdimo.memory import human
+
+GROWTH: dict[str, dict[str, int]] = {
+    "batch 1": {"batch": 1},
+    "batch 4": {"batch": 4},
+    "64 tokens": {"grid": 8},
+    "576 tokens": {"grid": 24},
+    "6 layers": {"depth": 6},
+    "12 layers": {"depth": 12},
+}
+"""What differs from the large step."""
 
 
 def in_turn(loops: dict[str, Loop], times: int, batch: int) -> dict[str, dict[str, Any]]:
     """Seconds of every step, and the median seconds of every phase.
 
-    A step of each to warm up, in which passes are counted; then `times` of each in turn, every other round backwards.
+    A step of each to warm up, in which passes and products are counted; then `times` of each in turn, every other round
+    backwards.
     """
     made: dict[str, dict[str, Any]] = {}
     phases: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
     for name, loop in loops.items():
-        with counted(loop.networks, batch) as passes:
+        with counted(loop.networks, batch) as passes, FlopCounterMode(display=False) as products:
             loop.step()
-        made[name] = {"passes": sum(passes.values()), "passes_of": dict(passes), "seconds": []}
+        made[name] = {
+            "passes": sum(passes.values()),
+            "passes_of": dict(passes),
+            "flop": products.get_total_flops(),
+            "seconds": [],
+        }
     for i in range(times):
         for name in list(loops)[:: -1 if i % 2 else 1]:
             clock = Clock()
@@ -50,36 +71,93 @@ def in_turn(loops: dict[str, Loop], times: int, batch: int) -> dict[str, dict[st
     return made
 
 
-def against_published(job: Job, times: int, fabric: Fabric) -> dict[str, Any]:
-    """Parts 1 and 2; peak memory is that of a loop alone, with its networks."""
-    names = (PUBLISHED, OURS, SHARED)
-    peaks = {name: peak_bytes(partial(_two_steps, job, name, fabric)) for name in names}
-    loops = build(job, names, fabric)
+def versus(rows: dict[str, dict[str, Any]], yardstick: str) -> None:
+    """Write into each row how many times as fast it is as the yardstick, from pairs of the same round."""
+    for name, row in rows.items():
+        if name != yardstick:
+            ratios = [a / b for a, b in zip(rows[yardstick]["seconds"], row["seconds"], strict=True)]
+            row["times_as_fast"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def product_rate(job: Job, dtype: torch.dtype, times: int = 5) -> float:
+    """FLOP per second of a block's four matrix products, there and back, at the job's number of rows."""
+    D, hidden = job.teacher.width, job.teacher.mlp  # type: ignore[union-attr]
+    rows = job.train.batch_size * (job.tokens.L + 1)
+    shapes = ((D, 3 * D), (D, D), (D, hidden), (hidden, D))
+    made = [tuple(torch.randn(s, dtype=dtype) for s in ((rows, a), (b, a), (rows, b))) for a, b in shapes]
+
+    def run() -> None:
+        for x, w, g in made:
+            linear(x, w)
+            g @ w
+            g.T @ x
+
+    seconds = []
+    with torch.no_grad():
+        for _ in range(times + 1):
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+    return sum(6 * rows * a * b for a, b in shapes) / min(seconds[1:])
+
+
+def measured(job: Job, names: tuple[str, ...], times: int) -> dict[str, dict[str, Any]]:
+    """Rows of these loops, in turn; the first name is the yardstick."""
+    gc.collect()
+    loops = build(job, names)
     rows = in_turn(loops, times, job.train.batch_size)
-    for name in (OURS, SHARED):
-        ratios = [a / b for a, b in zip(rows[PUBLISHED]["seconds"], rows[name]["seconds"], strict=True)]
-        rows[name]["times_as_fast"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-    for name in names:
-        rows[name] |= {"peak_bytes": peaks[name], "parameters": _sizes(loops[name])}
-    nets, player = loops[OURS].networks, job.train.player
-    state = sum(share(n, nets[n], player, "32-true", int(n == "student")).total for n in ("student", "auxiliary"))
+    versus(rows, names[0])
+    rate = {torch.float32: product_rate(job, torch.float32), torch.bfloat16: product_rate(job, torch.bfloat16)}
+    for name, row in rows.items():
+        row["product_rate"] = rate[torch.bfloat16 if "bf16" in name else torch.float32]
+        row["rate"] = row["flop"] / row["median"]
+        row["parameters"] = {n: _size(net) for n, net in loops[name].networks.items()}
+    return rows
+
+
+def against_published(job: Job, times: int) -> dict[str, Any]:
+    """Parts 1 and 2; peak memory is that of a loop alone, with its networks."""
+    parts = ((PUBLISHED, DROPOUT, OURS, SHARED), (PUBLISHED, PUBLISHED16, OURS16, SHARED16))
+    rows: dict[str, dict[str, Any]] = {}
+    for names in parts:
+        found = measured(job, names, times)
+        found.pop(PUBLISHED) if PUBLISHED in rows else None
+        rows |= found
+    for name, row in rows.items():
+        gc.collect()
+        row["peak_bytes"] = peak_bytes(partial(_two_steps, job, name))
+    return {**_about(job), "loops": rows}
+
+
+def growth(job: Job, quick: bool, times: int) -> dict[str, Any]:
+    """Part 3: seconds of a step and how many times as fast it is, sizes changed one at a time."""
+    names = (PUBLISHED, OURS, OURS16)
+    found: dict[str, Any] = {}
+    for what, change in GROWTH.items():
+        other = maskgit(quick, **({"batch": job.train.batch_size} | change))
+        rows = measured(other, names, times)
+        keep = ("median", "times_as_fast", "flop", "rate", "product_rate")
+        found[what] = {**_about(other), "loops": {n: {k: r[k] for k in keep if k in r} for n, r in rows.items()}}
+        show(what, rows)
+    return found
+
+
+def _about(job: Job) -> dict[str, Any]:
     return {
         "teacher": job.teacher.model_dump(include={"width", "depth", "heads"}),
         "tokens": job.tokens._asdict(),
         "classes": job.classes,
         "batch": job.train.batch_size,
-        "state_bytes": state + share("teacher", nets["teacher"], None, "32-true").total,
-        "loops": rows,
     }
 
 
-def _sizes(loop: Loop) -> dict[str, int]:
-    return {name: sum(p.numel() for p in net.parameters()) for name, net in loop.networks.items()}
+def _size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
 
-def _two_steps(job: Job, name: str, fabric: Fabric) -> None:
-    """The second is the first with Adam's moments and the other player's gradients in memory."""
-    (loop,) = build(job, (name,), fabric).values()
+def _two_steps(job: Job, name: str) -> None:
+    """The second is the first with Adam's moments in memory."""
+    (loop,) = build(job, (name,)).values()
     for _ in range(2):
         loop.step()
 
@@ -87,15 +165,17 @@ def _two_steps(job: Job, name: str, fabric: Fabric) -> None:
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Phases by loop: milliseconds and their share."""
     print(f"\n{title}")
-    print(f"{'':22}" + "".join(f"{name:>22}" for name in rows))
+    print(f"{'':22}" + "".join(f"{name:>26}" for name in rows))
     for what, text in (("passes", "{:.0f}"), ("median", "{:.3f} s")):
-        print(f"{what:22}" + "".join(f"{text.format(row[what]):>22}" for row in rows.values()))
+        print(f"{what:22}" + "".join(f"{text.format(row[what]):>26}" for row in rows.values()))
     if all("peak_bytes" in row for row in rows.values()):
-        print(f"{'peak memory':22}" + "".join(f"{human(row['peak_bytes']):>22}" for row in rows.values()))
+        print(f"{'peak memory':22}" + "".join(f"{human(row['peak_bytes']):>26}" for row in rows.values()))
     for phase in dict.fromkeys(phase for row in rows.values() for phase in row["phases"]):
         cells = [(row["phases"].get(phase, 0.0), row["median"]) for row in rows.values()]
-        print(f"  {phase:20}" + "".join(f"{f'{1000 * t:.1f} ms {t / whole:5.1%}':>22}" for t, whole in cells))
+        print(f"  {phase:20}" + "".join(f"{f'{1000 * t:.1f} ms {t / whole:5.1%}':>26}" for t, whole in cells))
     for name, row in rows.items():
+        if "rate" in row:
+            print(f"{name}: {row['rate'] / row['product_rate']:.0%} of {row['product_rate'] / 1e9:.0f} GFLOP/s")
         if "times_as_fast" in row:
             print("{}: {median:.2f} times as fast ({lowest:.2f} to {highest:.2f})".format(name, **row["times_as_fast"]))
 
@@ -105,18 +185,18 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--quick", action="store_true", help="tiny sizes, two steps of each; writes nothing")
     ask.add_argument("--batch", type=int, default=2, help="of the large step")
-    ask.add_argument("--times", type=int, default=7, help="large steps of each, in turn")
+    ask.add_argument("--times", type=int, default=5, help="large steps of each, in turn (three where sizes change)")
     asked = ask.parse_args(words)
     quick = asked.quick
-    fabric = launch(Hardware(accelerator="cpu"))
-    large = against_published(maskgit(quick, asked.batch), 2 if quick else asked.times, fabric)
+    job = maskgit(quick, asked.batch)
+    large = against_published(job, 2 if quick else asked.times)
     show("One step at the size of MaskGit", large["loops"])
-    print(f"weights, gradients, Adam's averages and EMA, in all of them: {human(large['state_bytes'])}")
-    job = animals()
-    name = SHARED if job.train.terms[0].share_t else OURS  # type: ignore[attr-defined]
-    small = in_turn(build(job, (name,), fabric), 2 if quick else 40, job.train.batch_size)
+    grown = growth(job, quick, 2 if quick else 3)
+    embedded = animals()
+    name = SHARED if embedded.train.terms[0].share_t else OURS  # type: ignore[attr-defined]
+    small = in_turn(build(embedded, (name,)), 2 if quick else 40, embedded.train.batch_size)
     show("One step of recipes/animals_dimo.yaml", small)
-    result = {"provenance": provenance(), "maskgit": large, "animals": small}
+    result = {"provenance": provenance(), "maskgit": large, "growth": grown, "animals": small}
     if not quick:
         print(f"\n{write_result('speed', result)}")
     return result

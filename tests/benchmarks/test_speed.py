@@ -11,7 +11,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import speed
 from instruments import Clock, counted, peak_bytes
-from loops import OURS, PUBLISHED, SHARED, build, maskgit
+from loops import DROPOUT, OURS, OURS16, PUBLISHED, PUBLISHED16, SHARED, SHARED16, build, maskgit
 from published_loop import Network, PublishedLoop
 
 from softdimo.kinds import Cond, Context, ImageShape
@@ -28,16 +28,18 @@ def teacher():
     job = maskgit(quick=True)
     context = Context(ImageShape(3, 1, 1), tuple("abcdefghij"), make=None, tokens=job.tokens)
     torch.manual_seed(0)
-    return job.teacher.build(context).requires_grad_(False).eval()
+    return job.teacher.build(context).requires_grad_(False).eval(), job.teacher
 
 
 def test_passes_of_an_iteration(result):
     rows = result["maskgit"]["loops"]
-    assert {name: row["passes"] for name, row in rows.items()} == {PUBLISHED: 10, OURS: 9, SHARED: 8}
+    published, shared = (PUBLISHED, DROPOUT, PUBLISHED16), (SHARED, SHARED16)
+    passes = dict.fromkeys(published, 10) | {OURS: 9, OURS16: 9} | dict.fromkeys(shared, 8)
+    assert {name: row["passes"] for name, row in rows.items()} == passes
     for name, row in rows.items():
         assert row["passes_of"] == {
-            "teacher, forward": 2, "student, forward": 2 if name == PUBLISHED else 1, "student, backward": 2,
-            "auxiliary, forward": 1 if name == SHARED else 2, "auxiliary, backward": 2,
+            "teacher, forward": 2, "student, forward": 2 if name in published else 1, "student, backward": 2,
+            "auxiliary, forward": 1 if name in shared else 2, "auxiliary, backward": 2,
         }  # fmt: skip
     assert result["animals"][SHARED]["passes"] == 8
 
@@ -58,6 +60,7 @@ def test_phases_add_up_to_steps(result):
         wanted = {"generator forward", "teacher", "generator backward", "auxiliary trained", "optimizer steps", "EMA",
                   "divergence", "masking", "sampling", "rest"}  # fmt: skip
         assert wanted <= set(row["phases"])
+    assert set(result["growth"]) == set(speed.GROWTH)
     assert "auxiliary queried" in result["maskgit"]["loops"][OURS]["phases"]
     assert "auxiliary queried" not in result["maskgit"]["loops"][SHARED]["phases"]
 
@@ -65,24 +68,26 @@ def test_phases_add_up_to_steps(result):
 def test_both_loops_train_the_same_networks(result):
     found = result["maskgit"]
     ours, published = (found["loops"][name]["parameters"] for name in (OURS, PUBLISHED))
-    assert published == {name: n + 1 for name, n in ours.items()}  # the mask's output bias
-    assert all(row["peak_bytes"] > found["state_bytes"] for row in found["loops"].values())
+    assert published == ours
+    weights = 4 * sum(ours.values())
+    assert all(row["peak_bytes"] > weights for row in found["loops"].values())
+    assert all(0 < row["rate"] < row["product_rate"] for row in found["loops"].values())
     ratio = found["loops"][OURS]["times_as_fast"]
     assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
     assert {"git", "threads", "distributions"} <= set(result["provenance"])
 
 
 def test_the_published_network_is_the_teacher():
-    like = teacher()
+    like, spec = teacher()
     tokens = torch.randint(like.shape.V + 1, (5, like.shape.L))
     labels = torch.tensor([0, 1, 9, -1, 4])
-    net = Network(like)
+    net = Network(like, spec).eval()
     ours = like(like.embed(tokens[..., None]), Cond(labels)).logits[:, :, 0]
     torch.testing.assert_close(net(net.table(tokens), labels)[..., : like.shape.V], ours, atol=1e-5, rtol=1e-5)
 
 
 def test_the_published_loss_has_the_gradient_of_ours():
-    loop = PublishedLoop(teacher(), 3, 1e-3, 0.99, beta=-0.2)
+    loop = PublishedLoop(*teacher(), 3, 1e-3, 0.99, beta=-0.2)
     z, psi, phi = torch.randn(3, 3, loop.student.L, loop.student.V + 1).requires_grad_()
     mask = torch.rand(3, loop.student.L) < 0.5
     g = loop.gradient(psi.detach(), phi.detach())
@@ -92,9 +97,20 @@ def test_the_published_loss_has_the_gradient_of_ours():
     torch.testing.assert_close(published, wanted, atol=1e-6, rtol=1e-5)
 
 
+def test_dropout_is_a_switch_of_all_three_networks():
+    loop = PublishedLoop(*teacher(), 3, 1e-3, 0.99)
+    dropouts = [
+        m for net in (loop.teacher, loop.student, loop.auxiliary) for m in net.modules() if isinstance(m, nn.Dropout)
+    ]
+    assert dropouts
+    assert not any(m.training for m in dropouts)
+    loop.dropout(True)
+    assert all(m.training and m.p == 0.1 for m in dropouts)
+
+
 def test_a_step_of_each_loop_moves_student_and_auxiliary_alone():
     job = maskgit(quick=True)
-    for loop in build(job, (PUBLISHED, OURS), speed.launch(speed.Hardware(accelerator="cpu"))).values():
+    for loop in build(job, (PUBLISHED, OURS)).values():
         before = {name: nn.utils.parameters_to_vector(net.parameters()).clone() for name, net in loop.networks.items()}
         loop.step()
         moved = {
