@@ -14,7 +14,7 @@ from instruments import Watched, auxiliary_phase
 from published_loop import PublishedLoop
 from torch import nn
 
-from softdimo import recipe
+from softdimo import products, recipe
 from softdimo.build import Components
 from softdimo.engine.algorithm import Distillation, Entry
 from softdimo.engine.ema import EMA
@@ -149,6 +149,9 @@ def published(context: Context, job: Job) -> dict[str, Loop]:
 def ours(context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"]) -> tuple[Loop, Loop]:
     """The engine as a recipe with these settings builds it, without and with `share_t`."""
     fabric = launch(Hardware(accelerator="cpu", precision=precision))
+    assert context.teacher is not None
+    if products.worthwhile():
+        products.quicken(context.teacher)
     (spec,) = job.train.terms
     assert isinstance(spec, dimo.DiMO)
     term, horizon = spec.build(context), job.train.iterations

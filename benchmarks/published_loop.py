@@ -3,8 +3,8 @@
 What costs: the auxiliary is trained on samples that are drawn anew after the student's step (10 network passes),
 attention returns its weights, logits and every temporary are [B L V + 1] in float32, the loss is the squared distance
 to a pseudo-target, Adam is not fused, the EMA goes parameter by parameter. In bf16 it runs under autocast, with float32
-weights, and clips the generator's gradients; in fp32 it does not clip. It keeps dropout active in all three networks, the teacher's too; here that is a switch, off by
-default, because without it the mathematics is that of softdimo's step.
+weights, and clips the generator's gradients; in fp32 it does not clip. It keeps dropout active in all three networks,
+the teacher's too; here that is a switch, off by default: without it the mathematics is that of softdimo's step.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What one iteration of Di[M]O costs, and where: `python benchmarks/speed.py` (`--quick`: tiny sizes, seconds).
 
 1. Network passes per iteration, counted while steps run.
-2. A step at the size of MaskGit against `published_loop.py` from the same weights, in fp32 and in bf16: seconds in turn,
-   peak memory, and the part of the machine's rate of matrix products that a step reaches.
+2. A step at the size of MaskGit against `published_loop.py` from the same weights, in fp32 and in bf16: seconds in
+   turn, peak memory, and the part of the machine's rate of matrix products that a step reaches.
 3. How that grows with the batch, the number of tokens, and the depth.
 4. The phases of those steps, and of a step of `recipes/animals_dimo.yaml`.
 
-Weights are random: they do not change what a step costs. Prints tables, writes results/speed.json. Loops that take turns
-are in memory together: 16 GB.
+Weights are random: they do not change what a step costs. Prints tables, writes results/speed.json. Loops that take
+turns are in memory together: 16 GB.
 """
 
 from __future__ import annotations

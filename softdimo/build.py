@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from softdimo import products
 from softdimo.cursor import Tokenized
 from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
@@ -150,7 +151,11 @@ class Components:
         with torch.random.fork_rng(devices=[]), self._on_device():
             torch.default_generator.manual_seed(seed)  # the CPU's alone, where everything is built
             built = spec.build(context)
-        return built.to(self.device) if isinstance(built, nn.Module) else built
+        if not isinstance(built, nn.Module):
+            return built
+        if self.device.type == "cpu" and products.worthwhile():
+            products.quicken(built)
+        return built.to(self.device)
 
     def load(self, module: nn.Module, spec: Spec) -> None:
         """Load a network's weights, strictly, if its settings name any."""

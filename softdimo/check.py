@@ -42,7 +42,7 @@ class Estimate:
 
     @property
     def networks(self) -> int:
-        """Weights, optimizer state, averages, and the gradients that are in memory at once: one player's, and what waits."""
+        """Weights, optimizer state, averages, and gradients: one player's at a time, and those that wait."""
         lasting = sum(s.total if s.accumulates else s.total - s.gradients for s in self.shares)
         return lasting + max((s.gradients for s in self.shares if not s.accumulates), default=0)
 

@@ -63,7 +63,7 @@ class Player:
     def turn(self, iteration: int, output: Tensor, gradient: Tensor | None = None) -> float | None:
         """Back-propagate `output` (a scalar loss, or logits with their `gradient`); step when enough turns are in.
 
-        Returns the gradient norm before clipping when a step was taken. Gradients go with the step, so that those of two
+        Returns the gradient norm before clipping when a step was taken. Gradients go with the step: those of two
         players are never in memory together.
         """
         self.fabric.backward(output, gradient) if gradient is not None else self.fabric.backward(output)
