@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear
 
 ROWS = 64
@@ -23,7 +23,7 @@ ROWS = 64
 @cache
 def worthwhile() -> bool:
     """Whether this processor has AVX-512, MKL does not use it, and oneDNN is there to use it."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     try:
         amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -61,15 +61,15 @@ class _Product(torch.autograd.Function):
     """`product` with a backward pass of products; differentiable twice."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + b."""
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g W, g^T x, and the sum of g over rows, where they are asked for."""
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = g.flatten(0, -2)
         return (
