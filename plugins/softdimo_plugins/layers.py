@@ -7,11 +7,29 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+SHORT, SHORT_BF16 = 256, 1024
+"""On a CPU, sequences up to this length are faster with attention written out; in bf16 longer ones too."""
 
 
 def full_precision(device: torch.device) -> torch.autocast:
     """Context in which autocast is off on `device` (any device, also meta), for sums that must not be rounded."""
     return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
+
+
+def attend(
+    q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"], dropout: float = 0.0
+) -> Float[Tensor, "B H L d"]:
+    """softmax(q k^T / sqrt(d)) v: a fused kernel, or on a CPU and for short sequences written out, which is faster.
+
+    `dropout` is the probability of dropping a weight of the softmax.
+    """
+    short = SHORT_BF16 if q.dtype == torch.bfloat16 else SHORT
+    if q.device.type == "cpu" and q.shape[2] <= short and not dropout:
+        one, two, three = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # products of whole matrices
+        return ((one @ two.mT).softmax(-1) @ three).unflatten(0, q.shape[:2])
+    return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 class ChannelsLast(nn.Module):

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import NULL_LABEL, Cond, Context, ImageShape, TokenShape
-from softdimo_plugins.teachers.compact import SHORT, Compact, attend
+from softdimo_plugins.layers import SHORT, attend
+from softdimo_plugins.teachers.compact import Compact
 
 CLASSES = ("a", "b", "c")
 SHAPES = [TokenShape(3, 4, 1, 11), TokenShape(3, 4, 2, 5), TokenShape(2, 2, 3, 4)]
@@ -203,6 +204,9 @@ def test_bf16_autocast_returns_fp32_logits(shape):
 def test_both_ways_of_attention_agree(length):
     q, k, v = torch.randn(3, 2, 2, length, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(attend(q, k, v), functional.scaled_dot_product_attention(q, k, v))
+    exact = attend(q, k, v)
+    torch.testing.assert_close(attend(*(t.bfloat16() for t in (q, k, v))).float(), exact, rtol=0.05, atol=0.03)
+    assert not torch.equal(attend(q, k, v, 0.5), exact)
 
 
 @pytest.mark.parametrize("settings", [{"local": False}, {"activation": "relu2"}, {"activation": "gelu"}, {"depth": 1}])

@@ -16,10 +16,8 @@ from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import NetworkSpec
-from softdimo_plugins.layers import full_precision, run_blocks
+from softdimo_plugins.layers import attend, full_precision, run_blocks
 
-SHORT = 256
-"""On a CPU, sequences up to this length are faster with explicit attention."""
 STD = 0.3
 """Of fresh tables and positions. Small transformers learn about twice as fast as from the usual 0.02."""
 
@@ -59,14 +57,6 @@ class Compact(NetworkSpec):
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return CompactTeacher(self, context.tokens, len(context.classes))
-
-
-def attend(q: Float[Tensor, "B H L d"], k: Float[Tensor, "B H L d"], v: Float[Tensor, "B H L d"]) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: a fused kernel, or on a CPU and for short sequences written out, which is faster."""
-    if q.device.type == "cpu" and q.shape[2] <= SHORT:
-        weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
-        return weights @ v
-    return functional.scaled_dot_product_attention(q, k, v)
 
 
 class Block(nn.Module):

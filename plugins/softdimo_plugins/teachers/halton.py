@@ -17,7 +17,7 @@ from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
-from softdimo_plugins.layers import run_blocks
+from softdimo_plugins.layers import attend, run_blocks
 from softdimo_plugins.public import PublicTransformer, TableTeacher
 from softdimo_plugins.teachers.maskgit import one_group
 
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         """[B L D] -> [B L D]."""
         q, k = (functional.rms_norm(w(x), (self.inner,), eps=EPS) for w in (self.wq, self.wk))
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.wv(x)))
-        mixed = functional.scaled_dot_product_attention(q, k, v.to(q.dtype))
+        mixed = attend(q, k, v.to(q.dtype))
         out: Tensor = self.wo(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -17,7 +17,7 @@ from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
-from softdimo_plugins.layers import run_blocks
+from softdimo_plugins.layers import attend, run_blocks
 from softdimo_plugins.public import PublicTransformer, TableTeacher
 
 EPS = 1e-12
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Embedding) -> Embedding:
         """Queries, keys and values lie one after another in the projection."""
         q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        mixed = attend(q, k, v, self.dropout if self.training else 0.0)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
