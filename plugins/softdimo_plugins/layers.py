@@ -29,7 +29,7 @@ def attend(
     if q.device.type == "cpu" and q.shape[2] <= short and not dropout:
         one, two, three = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # products of whole matrices
         mixed: Tensor = (one @ two.mT).softmax(-1) @ three
-        return mixed.unflatten(0, q.shape[:2])
+        return mixed.view(q.shape)
     return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
