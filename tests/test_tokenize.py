@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from softdimo import recipe as recipes
-from softdimo import shards, tokenize
+from softdimo import run, shards, tokenize
 from softdimo.build import Components
 from softdimo.errors import DataError, Interrupted, PluginError
-from softdimo.files import save_weights
+from softdimo.files import read_weights, save_weights
 from softdimo.kinds import Context, ImageShape
 from softdimo.recipe import Loaded
 from softdimo.shards import Index
 from softdimo.testing import check_data
 from softdimo_plugins.data.tokens import Tokens
+from tests import ranks
 
 BLANK = Context(ImageShape(1, 1, 1), (), print)
 TRAIN, HELD_OUT, SHARD = 36, 4, 10
@@ -189,6 +190,41 @@ def test_mirrored_copies_come_last_and_are_no_reference(home: Path, tmp_path: Pa
         data.reference().get(torch.tensor([5])).tokens,
         data.source("train").get(torch.tensor([5])).tokens,  # type: ignore[arg-type]
     )
+
+
+def test_ranks_share_the_shards_and_write_the_cache_of_one(home: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    words = ["tokenize", home / "0.yaml", f"tokenizer.weights={home}/0.safetensors", "--out", out]
+    words += ["--shard-size", SHARD, "--batch-size", 4]
+    both = ranks.commands(2, words, tmp_path)
+    assert [command.wait(120) for command in both] == [0, 0], [command.said for command in both]
+    assert files(out) == files(cache)
+
+
+TEACHER = "teacher: {use: compact, width: 16, depth: 2, heads: 2, weights: "
+STUDENT = """\
+train:
+  iterations: 2
+  batch_size: 4
+  terms: [{use: dimo}, {use: gan, weight: 0.1, discriminator: {use: teacher_features, hidden: 4}}]
+"""
+
+
+def test_training_on_a_cache_is_training_on_its_images(home: Path, cache: Path, tmp_path: Path) -> None:
+    plain = (
+        (home / "0.yaml").read_text().replace("path: images", f"path: {home}/images").replace("cpu}", "cpu, jobs: 1}")
+    )
+    text = plain.replace("width: 4}", f"width: 4, weights: {home}/0.safetensors}}") + TEACHER
+    path, weights = tmp_path / "student.yaml", tmp_path / "teacher.safetensors"
+    path.write_text(text + "null}\n")
+    save_weights(weights, Components(recipes.load(path).recipe).require_teacher().state_dict())
+    path.write_text(f"{text}{weights}}}\n{STUDENT}")
+    found = []
+    for name, data in (("images", []), ("tokens", [f"data={{use: tokens, path: {cache}, size: 8}}"])):
+        folder = run.run(recipes.load(path, data), tmp_path / name, say=lambda text: None)
+        found.append(read_weights(folder / "live.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
 
 
 # What can be wrong with a cache, one clear error each
