@@ -117,6 +117,17 @@ def test_what_is_written(home: Path, cache: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_shard_is_opened_once_and_when_it_is_needed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = shards.read_shard
+    monkeypatch.setattr(shards, "read_shard", lambda path: (opened.append(path.name), real(path))[1])
+    source = read(cache).build(BLANK).source("train")
+    assert not opened
+    for index in ([25], [23, 20], [35, 29]):
+        source.get(torch.tensor(index))
+    assert opened == ["train-00002.safetensors", "train-00003.safetensors"]
+
+
 def test_contract(cache: Path) -> None:
     check_data(read(cache).build)
 
@@ -225,6 +236,10 @@ def test_training_on_a_cache_is_training_on_its_images(home: Path, cache: Path, 
         found.append(read_weights(folder / "live.safetensors"))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
+    absent = recipes.load(path, ["data={use: tokens, path: absent, size: 8, classes: 2}"], smoke=True)
+    folder = run.run(absent, tmp_path / "smoke", say=lambda text: None)
+    assert (folder / "weights.safetensors").is_file()
+    assert "random: 64" in (folder / "recipe.yaml").read_text()  # whoever reads it knows
 
 
 # What can be wrong with a cache, one clear error each
@@ -288,6 +303,9 @@ def test_a_changed_shard_is_found_by_its_hash(home: Path, copy: Path) -> None:
 def test_tokens_that_are_none_are_not_handed_on(copy: Path) -> None:
     rewrite(copy, lambda i: i.update(tokens=[2, 2, 1, 3]))
     with pytest.raises(DataError, match=r"holds tokens outside 0 to 2; find what was changed with .* --verify"):
+        read(copy).build(BLANK).source("train").get(torch.arange(TRAIN))
+    rewrite(copy, lambda i: i.update(classes=["cats"]))
+    with pytest.raises(DataError, match="holds labels outside 0 to 0"):
         read(copy).build(BLANK).source("train").get(torch.arange(TRAIN))
 
 
