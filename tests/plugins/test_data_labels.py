@@ -13,15 +13,9 @@ from softdimo import recipe as recipes
 from softdimo import run
 from softdimo.errors import DataError
 from softdimo.kinds import Context, ImageShape
-from softdimo.testing import check_data
 from softdimo_plugins.data.labels import Labels
 
 BLANK = Context(ImageShape(1, 1, 1), (), print)
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-def test_contract(balanced: bool) -> None:
-    check_data(Labels(classes=12, balanced=balanced).build)
 
 
 def test_names() -> None:
