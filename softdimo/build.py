@@ -14,11 +14,11 @@ from torch import nn
 
 from softdimo import products
 from softdimo.cursor import Tokenized
-from softdimo.errors import PluginError, RecipeError, WeightsError
+from softdimo.errors import DataError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
-from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Tokenizer, TokenShape
-from softdimo.recipe.model import Recipe
-from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
+from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Term, Tokenizer, TokenShape
+from softdimo.recipe.model import Recipe, Train
+from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
@@ -68,7 +68,7 @@ class Components:
 
     @cached_property
     def data(self) -> Data:
-        """The data set, as images."""
+        """The data set, as it comes: images, tokens, or labels alone."""
         blank = Context(ImageShape(1, 1, 1), (), self.make, device=self.device)
         data: Data = self.recipe.data.build(blank)
         return data
@@ -84,8 +84,12 @@ class Components:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer with its weights."""
-        return None if self.recipe.tokenizer is None else self.make(self.recipe.tokenizer)
+        """The tokenizer with its weights, which the data has met."""
+        if self.recipe.tokenizer is None:
+            return None
+        tokenizer: Tokenizer = self.make(self.recipe.tokenizer)
+        self.data.meet(tokenizer)
+        return tokenizer
 
     @cached_property
     def teacher(self) -> Teacher | None:
@@ -94,9 +98,19 @@ class Components:
 
     @cached_property
     def tokenized(self) -> Data:
-        """The data set as tokens; images are encoded once."""
+        """The data set as tokens; images are encoded once. Tokens come as they are, and so do labels alone."""
         tokenizer = self.require_tokenizer()
-        return Tokenized(self.data, tokenizer, self.device)
+        return Tokenized(self.data, tokenizer, self.device) if self.data.has_images else self.data
+
+    def require_tokens(self, spec: LossSpec, term: Term) -> None:
+        """Refuse data of labels alone for a term whose critic looks at real tokens, before anything is trained."""
+        if not spec.real or term.critic is None or self.data.has_images:
+            return
+        if self.data.source("train").get(torch.zeros(1, dtype=torch.int64)).tokens is None:
+            raise DataError(
+                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives class "
+                "labels alone; use data with images, or a token cache: `softdimo tokenize`"
+            )
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer, or an error that says to add one."""
@@ -172,6 +186,13 @@ class Components:
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         """Build on `meta` without allocating; elsewhere build on the CPU, so that seeds mean the same everywhere."""
         return torch.device("meta") if self.device.type == "meta" else contextlib.nullcontext()
+
+
+def learns_from_tokens(train: Train) -> bool:
+    """Whether a training looks at real tokens: that of a teacher does, a student's where one of its terms does."""
+    if train.network == "student":
+        return any(term.real for term in train.terms)
+    return train.network == "teacher"
 
 
 def assemble(recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure = unavailable) -> Components:

@@ -218,8 +218,7 @@ class Search(Protocol):
     """Test-time optimization of e_in with frozen weights."""
 
     decode: Literal["argmax", "soft"]
-    """How `generator` turns logits into the image that is scored, and that the user gets: the most probable tokens
-    (gradient of the soft decode, straight through), or the soft decode itself."""
+    """The image that is scored and given: of the most probable tokens (gradient of the soft decode), or soft itself."""
 
     def run(
         self,
@@ -324,12 +323,15 @@ class Data(ABC):
     has_images: bool = True
     """Whether samples carry images; where they are labels or tokens alone, metrics need statistics of their own."""
 
+    def meet(self, tokenizer: Tokenizer) -> None:  # noqa: B027
+        """Called with the recipe's tokenizer before tokens are asked for; raises DataError where they are another's."""
+
     @abstractmethod
     def source(self, split: str) -> Source:
         """The split `train` or `held_out`."""
 
     def reference(self) -> Source:
-        """Real images that metrics compare with: the training split, without augmented copies of its images."""
+        """Real images that metrics compare with: `train` without augmented copies, which come last in it."""
         return self.source("train")
 
     def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:
