@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -35,6 +35,8 @@ class Subject:
     """`hard` decodes sampled tokens; `soft` the expected codes of a one-step sampler."""
     split: Literal["train", "held_out"] = "held_out"
     """Whose images a reconstruction decodes."""
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The setting whose values this row and its neighbors measure, for the record."""
 
 
 @dataclass(frozen=True)
