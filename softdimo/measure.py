@@ -66,7 +66,7 @@ def evaluate_section(
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
         seeds=settings.seeds, batch_size=settings.batch_size, lock=environment(recipes.distributions(loaded.recipe)),
-        progress=_telling(say),
+        progress=_telling(say), trial=loaded.smoke,
     )  # fmt: skip
 
 

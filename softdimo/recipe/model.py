@@ -104,7 +104,7 @@ class Row(Settings):
     """Decode sampled codes, or the student's expected codes."""
     split: Literal["train", "held_out"] = "held_out"
     """Whose images a reconstruction decodes; training images are more, and flatter the tokenizer."""
-    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """One setting of the sampler and its values, `{temperature: [1, 2, 3]}`: a row for each, `<name>, temperature 2`.
     All of them stand in the table; none is chosen."""
 

@@ -38,7 +38,10 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """Two iterations, a few samples and conditions, two seeds, two values of a sweep; components shrink by their own `Spec.smoke`."""
+    """Two iterations, a few samples and conditions, two seeds, two values of a sweep.
+
+    Components shrink by their own `Spec.smoke`.
+    """
     small: Recipe = rewrite(recipe, _shrink)
     update: dict[str, Any] = {}
     if small.train is not None:

@@ -48,9 +48,9 @@ class Inception(PublicSpec):
     )
     uint8: Rule = "adm"
     """How an image x in [0, 1] becomes bytes, as files of images would hold them. `truncate`: floor(255 x). `round`: to
-    the nearest. `adm`: floor(127.5 (2 x - 1) + 128), the rule of guided-diffusion and MaskGIT-pytorch's decoder: nearest,
-    halves up. `stretch`: each image's least value becomes 0 and its greatest 255, truncated, as MaskGIT-pytorch v1.0
-    does before its FID; its numbers compare with that project's only."""
+    the nearest. `adm`: floor(127.5 (2 x - 1) + 128), the rule of guided-diffusion and Di[M]O, to the nearest as well.
+    `stretch`: each image's least value becomes 0 and its greatest 255, truncated, as MaskGIT-pytorch v1.0 does before
+    its FID; such numbers compare with that project's only."""
     resize: Literal["tf_bilinear", "legacy"] = "tf_bilinear"
     """To 299 x 299, both as TensorFlow 1 does (output pixel i reads at i * input / 299, without antialiasing).
     `tf_bilinear`: torch-fidelity's arithmetic. `legacy`: by sampling on an affine grid, as the traced network behind

@@ -40,8 +40,8 @@ class NeighborSpec(FeatureMetricSpec):
     samples: Annotated[int, Field(ge=2)] | None = 10_000
     """Generated images used, likewise. Recall and coverage depend on both sizes."""
     chunks: Annotated[int, Field(ge=1)] = 1
-    """Consecutive equal parts of both sets that are compared apart and averaged. Published numbers are of the whole sets
-    but for those of Halton-MaskGIT and ReDi, of 5 chunks, which differ in recall and coverage."""
+    """Consecutive equal parts of both sets that are compared apart and averaged. Halton-MaskGIT and ReDi publish means
+    over 5 chunks, others numbers of the whole sets; recall and coverage differ much."""
     reference: LocalPath | None = None
     """An npz whose `arr_0` holds real images, uint8 [N H W 3] (`VIRTUAL_imagenet256_labeled.npz` of guided-diffusion
     has 10,000); the data's real images when null."""
@@ -233,7 +233,7 @@ class NeighborMetric(FeatureMetric):
 
 
 def subsample(x: Float[Tensor, "N D"], n: int | None) -> Float[Tensor, "M D"]:
-    """n rows without replacement by a fixed seed, in their order; all rows where n is None or not below their number."""
+    """n rows without replacement by a fixed seed, in their order; all rows where n is None or there are no more."""
     if n is None or len(x) <= n:
         return x
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n]

@@ -62,7 +62,7 @@ def _digest(path: Path, size: int, time: int) -> str:
 
 
 def read_statistics(path: Path, width: int) -> Statistics:
-    """`mu` [width] and `sigma` [width width] of an npz of guided-diffusion, clean-fid, pytorch-fid or `softdimo statistics`.
+    """`mu` [width] and `sigma` [width width] of an npz: of guided-diffusion, clean-fid, pytorch-fid, or our own.
 
     Raises DataError where the file, a key, a shape or a value is wrong.
     """
