@@ -142,7 +142,7 @@ def test_damaged_parts_are_named(tmp_path):
     path.write_bytes(whole)
     index = [[0, 10, {"nobody": ["1"]}]]
     save_weights(path, {"index": torch.tensor(list(json.dumps(index).encode()), dtype=torch.uint8)})
-    with pytest.raises(CheckpointError, match="is no part of this evaluation.*delete it"):
+    with pytest.raises(CheckpointError, match=r"is no part of this evaluation.*delete it"):
         measure(tmp_path / "eval.json", Failing())
 
 

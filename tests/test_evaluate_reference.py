@@ -52,9 +52,7 @@ def file(tmp_path):
     images = (Blobs().source("train").images * 255).round().to(torch.uint8)
     features = Pooled(1)(images.float() / 255)[0].detach().double().numpy()
     path = tmp_path / "reference.npz"
-    np.savez(
-        path, arr_0=images.permute(0, 2, 3, 1).contiguous().numpy(), mu=features.mean(0), sigma=np.cov(features.T)
-    )
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).contiguous().numpy(), mu=features.mean(0), sigma=np.cov(features.T))
     return path
 
 
