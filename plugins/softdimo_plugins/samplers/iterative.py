@@ -66,7 +66,7 @@ class Iterative(Spec):
         else:
             x = tokens.view(B, net.shape.L, net.shape.G)
             z = guided_logits(net, net.embed(x), cond, self.scale(step), at=at.view_as(x))
-        return z.view(B, -1, V) / self.temperature
+        return z[..., :V].reshape(B, -1, V) / self.temperature  # never the mask, where a network has it as a class
 
     @torch.no_grad()
     def in_order(self, net: Teacher, cond: Cond, order: Int[Tensor, "B units"], rng: torch.Generator) -> Tokens:
