@@ -16,7 +16,7 @@ from softdimo.cursor import Tokenized
 from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
 from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Tokenizer, TokenShape
-from softdimo.recipe.model import Recipe
+from softdimo.recipe.model import Recipe, Train
 from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
 
 PRODUCT = "weights.safetensors"
@@ -67,7 +67,7 @@ class Components:
 
     @cached_property
     def data(self) -> Data:
-        """The data set, as images."""
+        """The data set, as it comes: images, tokens, or labels alone."""
         blank = Context(ImageShape(1, 1, 1), (), self.make, device=self.device)
         data: Data = self.recipe.data.build(blank)
         return data
@@ -83,8 +83,12 @@ class Components:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer with its weights."""
-        return None if self.recipe.tokenizer is None else self.make(self.recipe.tokenizer)
+        """The tokenizer with its weights, which the data has met."""
+        if self.recipe.tokenizer is None:
+            return None
+        tokenizer: Tokenizer = self.make(self.recipe.tokenizer)
+        self.data.meet(tokenizer)
+        return tokenizer
 
     @cached_property
     def teacher(self) -> Teacher | None:
@@ -93,9 +97,9 @@ class Components:
 
     @cached_property
     def tokenized(self) -> Data:
-        """The data set as tokens; images are encoded once."""
+        """The data set as tokens; images are encoded once. Tokens come as they are, and so do labels alone."""
         tokenizer = self.require_tokenizer()
-        return Tokenized(self.data, tokenizer, self.device)
+        return Tokenized(self.data, tokenizer, self.device) if self.data.has_images else self.data
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer, or an error that says to add one."""
@@ -171,6 +175,13 @@ def fill(module: nn.Module, spec: Spec | None, path: Path) -> None:
         loader(module, path)
     else:
         load_strict(module, read_weights(path), path)
+
+
+def learns_from_tokens(train: Train) -> bool:
+    """Whether a training looks at real tokens: that of a teacher does, a student's where one of its terms does."""
+    if train.network == "student":
+        return any(term.real for term in train.terms)
+    return train.network == "teacher"
 
 
 def assemble(recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure = unavailable) -> Components:

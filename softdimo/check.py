@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from torch import nn
 
 from softdimo import jobs, memory
-from softdimo.build import Components
+from softdimo.build import Components, learns_from_tokens
 from softdimo.errors import SoftdimoError
 from softdimo.kinds import Data, Features, Teacher, Term, TokenShape
 from softdimo.memory import Share, human
@@ -204,7 +204,8 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
             made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
         shares, phases = made + shares, turns
     shares += _judges(parts, shares)
-    tokens = len(parts.data.source("train")) * parts.tokens.units * 2 if parts.tokens is not None else 0
+    encoded = train is not None and learns_from_tokens(train) and parts.tokens is not None and parts.data.has_images
+    tokens = len(parts.data.source("train")) * parts.tokens.units * 2 if encoded and parts.tokens is not None else 0
     device, free = memory.available(recipe.hardware.accelerator)
     notes = [f"{p.name}: {p.unknown}" for p in phases if p.unknown]
     return Estimate(shares, phases, memory.held(parts.data) + tokens, device, free, notes)

@@ -1,7 +1,8 @@
-"""Resumable streams of shuffled batches over a map-style split, as images or as tokens."""
+"""Resumable streams of batches: shuffled over a map-style split, as images or as tokens, or class labels alone."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,12 +54,93 @@ class Shuffled:
         self.epoch, self.offset, self._order = int(state["epoch"]), int(state["offset"]), None
 
 
+class Labels:
+    """Endless batches of class labels, uniform over K classes, or with `balanced` each class once in K labels.
+
+    A global batch is a function of (seed, position), of which every rank takes its slice. State: labels drawn so far,
+    those of all ranks.
+    """
+
+    def __init__(
+        self, classes: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, balanced: bool = False
+    ) -> None:
+        self.classes, self.batch_size, self.seed, self.rank, self.world = classes, batch_size, seed, rank, world
+        self.balanced, self.drawn = balanced, 0
+
+    def __iter__(self) -> Labels:
+        return self
+
+    def __next__(self) -> Batch:
+        size = self.batch_size * self.world
+        labels = self._permuted(size) if self.balanced else self._uniform(size)
+        self.drawn += size
+        begin = self.rank * self.batch_size
+        return Batch(Cond(labels[begin : begin + self.batch_size]))
+
+    def _uniform(self, size: int) -> Int[Tensor, "B"]:
+        return torch.randint(self.classes, (size,), generator=self._generator(self.drawn))
+
+    def _permuted(self, size: int) -> Int[Tensor, "B"]:
+        """Labels at the next `size` places of one permutation of the classes after the other."""
+        rounds = range(self.drawn // self.classes, -(-(self.drawn + size) // self.classes))
+        some = torch.cat([torch.randperm(self.classes, generator=self._generator(k)) for k in rounds])
+        begin = self.drawn % self.classes
+        return some[begin : begin + size]
+
+    def _generator(self, place: int) -> torch.Generator:
+        """Its seed is a hash: streams of different runs and places have nothing in common."""
+        digest = hashlib.sha256(f"labels {self.seed} {place}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Labels drawn so far (of the global stream)."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at a saved place."""
+        self.drawn = int(state["drawn"])
+
+
+class Conditions(Data):
+    """A data set of which only the conditions are used: nothing is encoded, and images stay where they are."""
+
+    def __init__(self, data: Data) -> None:
+        self.data, self.image, self.classes, self.has_images = data, data.image, data.classes, False
+
+    def source(self, split: str) -> ConditionSource:
+        """The split's conditions."""
+        return ConditionSource(self.data.source(split))
+
+    def conditions(self, n: int) -> Cond:
+        """Those of the data set."""
+        return self.data.conditions(n)
+
+    def fingerprint(self) -> str:
+        """That of the data set."""
+        return self.data.fingerprint()
+
+
+class ConditionSource:
+    """Conditions of a split; a split that can give them without its images has a method `cond` that does."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def get(self, index: Int[Tensor, "B"]) -> Batch:
+        """The conditions at `index`."""
+        alone = getattr(self.source, "cond", None)
+        return Batch(self.source.get(index).cond if alone is None else alone(index))
+
+
 class Tokenized(Data):
     """A data set whose images are encoded to tokens, once per split; batches carry tokens instead of images."""
 
     def __init__(self, data: Data, tokenizer: Tokenizer, device: torch.device) -> None:
         self.data, self.tokenizer, self.device = data, tokenizer, device
-        self.image, self.classes = data.image, data.classes
+        self.image, self.classes, self.has_images = data.image, data.classes, False
         self._sources: dict[str, Source] = {}
 
     def source(self, split: str) -> Source:

@@ -324,6 +324,13 @@ class Data(ABC):
     has_images: bool = True
     """Whether samples carry images; where they are labels or tokens alone, metrics need statistics of their own."""
 
+    def meet(self, tokenizer: Tokenizer) -> None:  # noqa: B027
+        """Called with the recipe's tokenizer, weights and all, before tokens are asked for.
+
+        Data that gives tokens raises DataError where they are another tokenizer's. On the device `meta` there are
+        shapes alone.
+        """
+
     @abstractmethod
     def source(self, split: str) -> Source:
         """The split `train` or `held_out`."""

@@ -278,6 +278,8 @@ class LossSpec(Spec):
     """
     source: ClassVar[str] = ""
     """Where the equation comes from, as `Soft-Di[M]O, Algorithm 1`."""
+    real: ClassVar[bool] = True
+    """Whether its critic looks at real tokens. Where no term of a recipe does, the data is not encoded."""
     name: str = ""
     """Name in logs and references; the entry-point name when empty."""
     weight: float | GradientRatio = 1.0

@@ -11,7 +11,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from softdimo.build import PRODUCT, Components, fill, locate, needs_weights
+from softdimo.build import PRODUCT, Components, fill, learns_from_tokens, locate, needs_weights
+from softdimo.cursor import Conditions
 from softdimo.engine import fit
 from softdimo.engine.algorithm import Algorithm, Distillation, Entry
 from softdimo.engine.ema import EMA
@@ -20,9 +21,9 @@ from softdimo.engine.player import Player
 from softdimo.engine.recompute import recompute
 from softdimo.engine.rng import seed_all
 from softdimo.engine.sharding import shard, whole
-from softdimo.errors import RecipeError, WeightsError
+from softdimo.errors import DataError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights
-from softdimo.kinds import Cursor, Features, Teacher, Term, Tokenizer
+from softdimo.kinds import Cursor, Data, Features, Teacher, Term, Tokenizer
 from softdimo.recipe.model import Train
 from softdimo.spec import Spec
 
@@ -76,11 +77,20 @@ class Training:
 
     def stream(self) -> Cursor:
         """This rank's batches of the training split."""
-        images = self.settings.network in ("tokenizer", "features")
-        data = self.parts.data if images else self.parts.tokenized
-        return data.stream(
+        return self._data().stream(
             self.settings.batch_size, self.parts.recipe.seed, self.fabric.global_rank, self.fabric.world_size
         )
+
+    def _data(self) -> Data:
+        """Images for a tokenizer or features; tokens where something learns from them; conditions alone elsewhere."""
+        parts, network = self.parts, self.settings.network
+        if learns_from_tokens(self.settings):
+            return parts.tokenized
+        if network == "student":
+            return Conditions(parts.data) if parts.data.has_images else parts.data
+        if not parts.data.has_images:
+            raise DataError(f"training a {network} needs images, and the data `{parts.recipe.data.use}` has none")
+        return parts.data
 
     def _player(self, name: str, module: nn.Module) -> Player:
         return Player(name, module, self.settings.player, self.settings.iterations, self.fabric)

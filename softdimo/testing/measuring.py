@@ -105,14 +105,15 @@ def _fingerprint(metric: Metric) -> dict[str, str | int | float]:
 def check_data(build: Callable[[Context], Data]) -> None:
     """Two splits that stay as they are, a stream that resumes exactly and gives each rank its share, fair conditions.
 
-    Reads the training split once. `build` is the settings' own: `check_data(MyData().build)`.
+    Labels alone may be drawn again and again, and nothing of them is held out. Reads the training split once. `build`
+    is the settings' own: `check_data(MyData().build)`.
     """
     blank = Context(ImageShape(1, 1, 1), (), context().make)  # data come first: nothing else is known
     data = build(blank)
     with no_global_randomness("data"):
         need(bool(data.classes) and all(isinstance(c, str) for c in data.classes), "`classes` are names, one or more")
         train, held = (_split(data, data.source(split), f"`{split}`") for split in ("train", "held_out"))
-        need(train != held, "`held_out` must be other samples than `train`")
+        need(train != held or _labels_alone(data), "`held_out` must be other samples than `train`")
         _split(data, data.reference(), "the reference")
         _stream(data, Counter(train))
         _conditions(data)
@@ -143,7 +144,7 @@ def _samples(data: Data, batch: Batch, n: int, what: str) -> None:
     need(labels.shape == (n,) and not labels.is_floating_point(), f"{what}: labels are whole numbers [{n}]")
     need(labels.max() < len(data.classes), f"{what}: labels are below the number of classes, {len(data.classes)}")
     need(labels.min() >= (-1 if batch.cond.prompts else 0), f"{what}: labels are from 0 (-1 with prompts only)")
-    need(images is not None or tokens is not None, f"{what}: a batch has images or tokens")
+    need((images is not None) == data.has_images, f"{what}: `has_images` must say whether a batch has images")
     if images is not None:
         need(images.shape == (n, *data.image), f"{what}: images are {[n, *data.image]}, not {list(images.shape)}")
         need(images.is_floating_point(), f"{what}: images are floating point, not {images.dtype}")
@@ -184,7 +185,17 @@ def _stream(data: Data, train: Counter[bytes]) -> None:
     half = max(1, size // 2)
     first, second = (drawn(2, size=half, rank=rank, world=2) for rank in (0, 1))
     shares = Counter(x for batch in (*first, *second) for x in batch)
-    need(shares <= train, "two ranks must get disjoint shares of an epoch, each sample once and from `train`")
+    if _labels_alone(data):
+        need(set(shares) <= set(train), "labels of the stream must be those of `train`")
+        need(first != second, "two ranks must not get the same labels")
+    else:
+        need(shares <= train, "two ranks must get disjoint shares of an epoch, each sample once and from `train`")
+
+
+def _labels_alone(data: Data) -> bool:
+    """Whether samples are conditions, without images or tokens."""
+    batch = data.source("train").get(torch.arange(1))
+    return batch.images is None and batch.tokens is None
 
 
 def _plain(state: object) -> bool:

@@ -34,6 +34,7 @@ class DiMO(LossSpec):
 
     equation: ClassVar[str] = "E_t E_{x_t ~ q(x_t | x_theta)} sum_{masked i} D(p_phi^i || p_psi^i)(x_t)"
     source: ClassVar[str] = "Di[M]O (arXiv 2503.15457), equations 4-8"
+    real: ClassVar[bool] = False
 
     divergence: Divergence = Divergence()
     """D, and its closed-form gradient g at the auxiliary's logits."""

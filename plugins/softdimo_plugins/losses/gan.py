@@ -83,7 +83,9 @@ class GANTerm:
 
     def _real(self, real: Batch, cond: Cond, mask: Mask) -> Tensor:
         if real.tokens is None:
-            raise DataError("the loss `gan` needs real tokens, but this data gives none; use data with images")
+            raise DataError(
+                "the loss `gan` needs real tokens, but this data gives none; use data with images, or `tokens`"
+            )
         if self.pixels:
             return self.tokenizer.decode(real.tokens, cond)
         return self.teacher.embed(apply_mask(real.tokens, mask, self.teacher.shape.V))

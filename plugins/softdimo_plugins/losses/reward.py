@@ -31,6 +31,7 @@ class RewardLoss(LossSpec):
 
     equation: ClassVar[str] = "-sum_i lambda_i E[R_i(Dec(E_dec^T p_theta), c)]"
     source: ClassVar[str] = "Soft-Di[M]O (arXiv 2509.22925), reward fine-tuning"
+    real: ClassVar[bool] = False
 
     rewards: tuple[Weighted, ...]
     """Optimized rewards; each must be differentiable."""
