@@ -79,7 +79,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing that a run does not write."""
-        for name in ("checkpoints", "samples", "critics", "tensorboard", "search", ".parts"):
+        for name in ("checkpoints", "samples", "critics", "tensorboard", "search", ".parts", "eval-parts"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for pattern in (
             "*.safetensors",

@@ -23,6 +23,7 @@ from softdimo.batch import ImageShape as ImageShape
 from softdimo.batch import Logs as Logs
 from softdimo.batch import TokenShape as TokenShape
 from softdimo.errors import PluginError
+from softdimo.metric import Metric as Metric
 from softdimo.shapes import Embedding, Image, Mask, PerSample, Probs, Tokens
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ class Features(nn.Module, ABC):
     def forward(self, img: Image) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
         """Features [B F] and class logits [B K]."""
 
+    def settings(self) -> dict[str, str]:
+        """What its output depends on beside its weights (how images are quantized, resized), for provenance."""
+        return {}
+
     def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Training loss: cross-entropy of the labels. Override to augment."""
         logits = self(img)[1]
@@ -249,47 +254,6 @@ class Found:
     """The part of `passes` that was spent on choosing the starts of `trace`."""
     path: Float[Tensor, "iterations B L D"] | None = None
     """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
-
-
-class Metric(ABC):
-    """A number with its provenance. Feed the reference once, then `reset`, `update`, `result` per row.
-
-    `update` is `add(look(...))`. Ranks look at different batches, and all of them add what all have seen, in one order.
-    """
-
-    def reference(self, img: Image, cond: Cond) -> None:  # noqa: B027
-        """Add a batch of real images; ignored by metrics that need none."""
-
-    @abstractmethod
-    def reset(self) -> None:
-        """Forget the generated images, keep the reference."""
-
-    @abstractmethod
-    def update(self, img: Image, cond: Cond) -> None:
-        """Add a batch of generated images."""
-
-    def look(self, img: Image, cond: Cond) -> Any:
-        """What `add` needs of a batch of generated images, in tensors, numbers and collections of them: its features.
-
-        Changes nothing. The batch itself, unless overridden.
-        """
-        return img, cond
-
-    def add(self, seen: Any) -> None:
-        """Add what `look` saw."""
-        self.update(*seen)
-
-    @abstractmethod
-    def result(self) -> dict[str, float]:
-        """Named numbers of the images since `reset`."""
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, str | int | float]:
-        """What the numbers depend on: formula, hash of the feature network, hash and size of the reference."""
-
-    def notes(self) -> tuple[str, ...]:
-        """Reservations about the numbers since `reset`, one sentence each; they are written beside the numbers."""
-        return ()
 
 
 class Source(Protocol):

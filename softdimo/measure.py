@@ -43,7 +43,7 @@ def evaluate_section(
     settings = parts.recipe.eval
     assert settings is not None
     product = product or folder / PRODUCT
-    rows = [_subject(row, parts, product, loaded.smoke) for row in settings.rows]
+    rows = [subject for row in settings.rows for subject in _subjects(row, parts, product, loaded.smoke)]
 
     def metrics() -> Mapping[str, Metric]:
         made = {}
@@ -66,7 +66,7 @@ def evaluate_section(
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
         seeds=settings.seeds, batch_size=settings.batch_size, lock=environment(recipes.distributions(loaded.recipe)),
-        progress=_telling(say),
+        progress=_telling(say), trial=loaded.smoke,
     )  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def complete(settings: Eval, path: Path) -> bool:
         plan = (table["samples"], table["seeds"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    wanted = {row.name + (" held out" if row.of == "real" else "") for row in settings.rows}
+    rows = [each for row in settings.rows for each in row.swept()]
+    wanted = {row.name + (" held out" if row.of == "real" else "") for row in rows}
     return wanted <= names and plan == (settings.samples, list(settings.seeds))
 
 
@@ -137,7 +138,8 @@ def student(parts: Components, weights: Weights | None, product: Path) -> Teache
     return net
 
 
-def _subject(row: Row, parts: Components, product: Path, smoke: bool) -> Subject:
+def _subjects(row: Row, parts: Components, product: Path, smoke: bool) -> Iterator[Subject]:
+    """What a row measures, once for each value that it sweeps; the network is one."""
     net: Teacher | None = None
     context = parts.context()
     if row.of == "student":
@@ -145,8 +147,9 @@ def _subject(row: Row, parts: Components, product: Path, smoke: bool) -> Subject
         net = student(parts, row.weights, product)
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
-    sampler = None if row.sampler is None else cast(Sampler, row.sampler.build(context))
-    return Subject(row.name, row.of, net, sampler, row.decode, row.split)
+    for each in row.swept():
+        sampler = None if each.sampler is None else cast(Sampler, each.sampler.build(context))
+        yield Subject(each.name, row.of, net, sampler, row.decode, row.split, dict(row.sweep))
 
 
 def _init(weights: Weights | None, parts: Components, smoke: bool) -> Init:

@@ -248,7 +248,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     rows[1] = dataclasses.replace(rows[1], sampler=Sampled())
     finished = run(tmp_path, *rows)
     assert good.calls == 9, "the finished row was kept"
-    assert rows[1].sampler.calls == 9
+    assert rows[1].sampler.calls == 5, "so were the batches of the other one"
     fresh = run(tmp_path, *rows, name="fresh.json")
     assert timeless(finished) == timeless(fresh)
 

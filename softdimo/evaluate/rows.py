@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -35,6 +35,8 @@ class Subject:
     """`hard` decodes sampled tokens; `soft` the expected codes of a one-step sampler."""
     split: Literal["train", "held_out"] = "held_out"
     """Whose images a reconstruction decodes."""
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The setting whose values this row and its neighbors measure, for the record."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,44 @@ class Pieces:
 
 
 def real_images(
-    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str, ranks: Ranks
+    pieces: Pieces,
+    split: str,
+    index: Int[Tensor, "n"],
+    batch_size: int,
+    progress: Progress,
+    what: str,
+    ranks: Ranks,
+    start: int = 0,
 ) -> Stream:
-    """Images of a split at `index`, in batches; tokens are decoded. Raises DataError where there is neither."""
-    for batch in _batches(pieces, split, index, batch_size, progress, what, ranks):
+    """Images of a split at `index`, in batches; tokens are decoded. Raises DataError where there is neither.
+
+    This stream and those below leave out the first `start` images, whole batches.
+    """
+    for batch in _batches(pieces, split, index, batch_size, progress, what, ranks, start):
         if batch.images is not None:
             yield batch.images, batch.cond
         elif batch.tokens is not None and pieces.tokenizer is not None:
             yield pieces.tokenizer.decode(batch.tokens, batch.cond), batch.cond
         else:
             raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
+
+
+def reference_images(
+    pieces: Pieces, judges: Mapping[str, Metric], n: int | None, batch_size: int, progress: Progress, trial: bool
+) -> Stream:
+    """The real images that metrics compare with, where one does; noise in a trial without any."""
+    if not (names := [f"`{name}`" for name, metric in judges.items() if metric.compares_with == "data"]):
+        return iter(())
+    if not pieces.data.has_images and not trial:
+        raise DataError(
+            f"eval.metrics: {', '.join(names)} compare with real images, but the data set has none; give a metric a "
+            "`reference:` (a file of statistics or images; `softdimo statistics` makes one), or use data with images"
+        )
+    if not pieces.data.has_images:
+        noise = torch.rand(n or batch_size, *pieces.data.image, generator=torch.Generator().manual_seed(0))
+        return iter([(noise.to(pieces.device), pieces.data.conditions(len(noise)).to(pieces.device))])
+    order = torch.randperm(len(pieces.data.reference()), generator=torch.Generator().manual_seed(0))
+    return real_images(pieces, "train", order[:n].sort().values, batch_size, progress, "reference", ALONE)
 
 
 def reconstruction_split(subject: Subject, pieces: Pieces) -> tuple[str, str]:
@@ -84,17 +114,19 @@ def reconstruction_split(subject: Subject, pieces: Pieces) -> tuple[str, str]:
 
 
 def reconstructions(
-    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str
+    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str, start: int = 0
 ) -> Stream:
     """decode(encode(image)) of this rank's batches of real images."""
     tokenizer = pieces.need_tokenizer(what)
-    for batch in _batches(pieces, split, index, batch_size, progress, what, pieces.ranks):
+    for batch in _batches(pieces, split, index, batch_size, progress, what, pieces.ranks, start):
         if batch.images is None:
             raise DataError("a reconstruction needs the images; this data set gives tokens only")
         yield tokenizer.decode(tokenizer.encode(batch.images), batch.cond), batch.cond
 
 
-def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int, progress: Progress) -> Stream:
+def samples(
+    subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int, progress: Progress, start: int = 0
+) -> Stream:
     """This rank's batches of n images of a network in evaluation mode for balanced conditions.
 
     The random numbers of a batch depend on the seed and the batch's place alone. Raises RecipeError where the network,
@@ -113,7 +145,7 @@ def samples(subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int
     training = net.training
     net.eval()
     try:
-        for first in pieces.ranks.mine(range(0, n, batch_size)):
+        for first in pieces.ranks.mine(range(start, n, batch_size)):
             cond = conditions[first : first + batch_size].to(pieces.device)
             rng = torch.Generator(pieces.device).manual_seed(mix(seed, first))
             if subject.decode == "soft" and probs is not None:
@@ -136,12 +168,19 @@ def mix(seed: int, place: int) -> int:
 
 
 def _batches(
-    pieces: Pieces, split: str, index: Int[Tensor, "n"], batch_size: int, progress: Progress, what: str, ranks: Ranks
+    pieces: Pieces,
+    split: str,
+    index: Int[Tensor, "n"],
+    batch_size: int,
+    progress: Progress,
+    what: str,
+    ranks: Ranks,
+    start: int,
 ) -> Iterator[Batch]:
     if not len(index):
         raise DataError(f"{what}: the split `{split}` has no images; an evaluation needs training and held-out images")
     source = source_of(pieces, split)
-    for first in ranks.mine(range(0, len(index), batch_size)):
+    for first in ranks.mine(range(start, len(index), batch_size)):
         part = index[first : first + batch_size]
         yield source.get(part).to(pieces.device)
         progress(what, first + len(part), len(index))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pydantic import BaseModel
 
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate.guard import refuse_players
+from softdimo.evaluate.parts import Look, Parts, parts_of
 from softdimo.evaluate.rows import (
     Pieces,
     Progress,
@@ -30,13 +33,14 @@ from softdimo.evaluate.rows import (
     real_images,
     reconstruction_split,
     reconstructions,
+    reference_images,
     samples,
     source_of,
 )
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
 from softdimo.math.digest import digest_json, digest_module
-from softdimo.ranks import ALONE, Ranks
+from softdimo.ranks import ALONE
 
 Json = dict[str, Any]
 Judges = Mapping[str, Metric]
@@ -85,20 +89,25 @@ def evaluate(
     real: bool = True,
     reference: int | None = None,
     lock: Json | None = None,
+    trial: bool = False,
 ) -> Json:
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
-    The reference is the training split without augmented copies, or `reference` images of it. A `real` row becomes two:
+    The reference is the training split without augmented copies, or `reference` images of it; a metric with a reference
+    of its own (a file) keeps to that. A `real` row becomes two:
     `<name> held out`, the held-out images against the reference (the judge's own accuracy stands here), and
     `<name> halves`, disjoint random halves of the training data against each other, anew per seed: the floor of
-    distances. Where no row is `real`, both are added all the same (unless `real` is false: a part of a table, to be
-    gathered with the rest).
+    distances, of the metrics that compare with the data. Where no row is `real`, both are added all the same (unless
+    the data set has no images, or `real` is false: a part of a table, to be gathered with the rest).
 
     Networks draw `samples` images in all for each row, an equal share per seed, for the same balanced conditions in
     every row; the random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
     order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
     their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
     whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
+
+    A row that is interrupted goes on with the batches that are missing (see `parts`); its numbers are the same. In a
+    `trial`, noise stands for the real images of a data set that has none.
 
     The ranks of `pieces.ranks` share the batches of each row, in which nothing depends on their number; all return the
     table, and the first writes it. Every rank looks at the whole reference.
@@ -108,20 +117,17 @@ def evaluate(
 
     Raises:
         RecipeError: a metric judges with a network of `forbidden`; two rows or two numbers share a name; `decode: soft`
-            of a sampler with several steps.
-        DataError: a split has no images, or too few for a metric.
+            of a sampler with several steps; a row of real images of a data set that has none.
+        DataError: a split has no images, or too few for a metric; no real images, and a metric without a file.
         CheckpointError: `path` exists and is not an evaluation.
     """
     before, lock = pieces.ranks.agree(_read(path)), lock or {}
     kept = {row["key"]: row for row in before.get("rows", []) if "key" in row}
-    rows = _rows(pieces.rows, real)
     plan = Plan(math.ceil(samples / len(seeds)), tuple(seeds), batch_size)
     with torch.no_grad():
         judges, whole = pieces.metrics(), pieces.metrics()
-        order = torch.randperm(len(pieces.data.reference()), generator=torch.Generator().manual_seed(0))
-        chosen = order[:reference].sort().values
-        every = real_images(pieces, "train", chosen, batch_size, progress, "reference", ALONE)
-        _feed_reference((judges, whole), every)
+        rows = _rows(pieces, judges, real)
+        _feed_reference((judges, whole), reference_images(pieces, judges, reference, batch_size, progress, trial))
         evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
         refuse_players(evaluator, pieces.forbidden)
         evaluator["data"] = pieces.data.fingerprint()
@@ -136,24 +142,45 @@ def evaluate(
         how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
         keys = [digest_json(how | row.identity(pieces)) for row in rows]
         for row, key in zip(rows, keys, strict=True):
+            parts = None
             if key not in kept:
                 by = {k: lock[k] for k in ("softdimo", "git") if k in lock}
-                kept[key] = _measure(row, pieces, judges, whole, plan, progress) | {"by": by}
+                parts = Parts(parts_of(path), key, judges, pieces.ranks, pieces.device)
+                kept[key] = _measure(row, pieces, judges, whole, plan, progress, parts) | {"by": by}
                 result["lock"] = lock
-            found = [(r.name, k) for r, k in zip(rows, keys, strict=True) if k in kept]  # later ones may be there too
-            result["rows"] = [kept[k] | {"name": name, "key": k} for name, k in found]
+            found = [(r, k) for r, k in zip(rows, keys, strict=True) if k in kept]  # later ones may be there too
+            result["rows"] = [_as_named(kept[k], r, k) for r, k in found]
             if pieces.ranks.first:
                 write_json(path, result)
+                if parts is not None:
+                    parts.remove()
+    if pieces.ranks.first:
+        shutil.rmtree(parts_of(path), ignore_errors=True)
     return result
 
 
-def _rows(subjects: Sequence[Subject], real: bool) -> list[Row]:
-    if real and not any(subject.of == "real" for subject in subjects):
+def _as_named(measured: Json, row: Row, key: str) -> Json:
+    """A measured row as this table has it: under its name, and with the sweep that it is part of."""
+    sweep = {"sweep": {k: list(v) for k, v in row.subject.sweep.items()}} if row.subject.sweep else {}
+    return {k: v for k, v in measured.items() if k != "sweep"} | {"name": row.name, "key": key} | sweep
+
+
+def _rows(pieces: Pieces, judges: Judges, real: bool) -> list[Row]:
+    subjects = pieces.rows
+    if not pieces.data.has_images:
+        if shown := [s.name for s in subjects if s.of in ("real", "reconstruction")]:
+            raise RecipeError(
+                f"eval.rows: `{shown[0]}` is of real images, but the data set has none; remove the row, or use data "
+                "with images"
+            )
+    elif real and not any(subject.of == "real" for subject in subjects):
         subjects = [Subject("real", "real"), *subjects]
     out: list[Row] = []
     for subject in subjects:
         if subject.of == "real":
-            out += [Row(f"{subject.name} held out", subject), Row(f"{subject.name} halves", subject, halves=True)]
+            out.append(Row(f"{subject.name} held out", subject))
+            if any(metric.compares_with == "data" for metric in judges.values()):
+                out.append(Row(f"{subject.name} halves", subject, halves=True))
         else:
             out.append(Row(subject.name, subject))
     names = [row.name for row in out]
@@ -162,7 +189,9 @@ def _rows(subjects: Sequence[Subject], real: bool) -> list[Row]:
     return out
 
 
-def _measure(row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan, progress: Progress) -> Json:
+def _measure(
+    row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan, progress: Progress, parts: Parts
+) -> Json:
     began = time.perf_counter()
     subject = row.subject
     about: Json = {}
@@ -186,8 +215,8 @@ def _measure(row: Row, pieces: Pieces, judges: Judges, whole: Judges, plan: Plan
         name = f"{row.name}, seed {seed}" if random else row.name
         report = _under(name, progress)
         current, stream = _halves(pieces, plan, seed, report) if row.halves else (judges, None)
-        stream = stream or _stream(row, pieces, plan, seed, about.get("split", ""), report)
-        share, found, warnings = _judge(current, stream, pool, pieces.ranks)
+        stream = stream or partial(_stream, row, pieces, plan, seed, about.get("split", ""), report)
+        share, found, warnings = _judge(current, parts.looks(seed, current, stream), pool)
         n = n + share if pool else share
         for key, value in found.items():
             values.setdefault(key, []).append(value)
@@ -212,16 +241,15 @@ def _under(name: str, progress: Progress) -> Progress:
     return lambda what, done, total: progress(name, done, total)
 
 
-def _judge(judges: Judges, stream: Stream, pool: Judges, ranks: Ranks) -> tuple[int, dict[str, float], list[str]]:
+def _judge(judges: Judges, looks: Iterator[Look], pool: Judges) -> tuple[int, dict[str, float], list[str]]:
     """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too.
 
-    `stream` gives this rank's batches. Every rank adds what all have seen, so that all have the same numbers.
+    `looks` are what all ranks have seen, and every rank adds that, so that all have the same numbers.
     """
     for metric in judges.values():
         metric.reset()
     n = 0
-    looks = ((len(images), [m.look(images, cond) for m in judges.values()]) for images, cond in stream)
-    for count, seen in ranks.in_order(looks):
+    for count, seen in looks:
         n += count
         for metrics in (judges, pool):
             for metric, each in zip(metrics.values(), seen, strict=bool(metrics)):
@@ -240,27 +268,30 @@ def _results(judges: Judges) -> dict[str, float]:
     return found
 
 
-def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress) -> Stream:
+def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress, start: int) -> Stream:
     if row.subject.of in ("teacher", "student"):
-        return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress)
+        return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress, start)
     size = len(source_of(pieces, split))
     if row.subject.of == "real":
-        return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name, pieces.ranks)
+        return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name, pieces.ranks, start)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))  # a split may be sorted by class
     some = order[: plan.samples * len(plan.seeds)].sort().values
-    return reconstructions(pieces, split, some, plan.batch_size, progress, row.name)
+    return reconstructions(pieces, split, some, plan.batch_size, progress, row.name, start)
 
 
-def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[Judges, Stream]:
-    """Fresh metrics whose reference is one half of the training split (at most a row's images), and the other half."""
+def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[Judges, Callable[[int], Stream]]:
+    """Fresh metrics whose reference is one half of the training split (at most a row's images), and the other half.
+
+    Without metrics that have a reference of their own.
+    """
     total = len(pieces.data.reference())
     size = min(total // 2, plan.samples * len(plan.seeds))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
-    judges = pieces.metrics()
+    judges = {name: metric for name, metric in pieces.metrics().items() if metric.compares_with != "file"}
     quiet: Progress = lambda what, done, total: None  # noqa: E731
     _feed_reference((judges,), real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves", ALONE))
     other = order[size : 2 * size]
-    return judges, real_images(pieces, "train", other, plan.batch_size, progress, "halves", pieces.ranks)
+    return judges, partial(real_images, pieces, "train", other, plan.batch_size, progress, "halves", pieces.ranks)
 
 
 def _feed_reference(sets: Sequence[Judges], stream: Stream) -> None:

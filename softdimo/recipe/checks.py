@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from softdimo.registry import suggest
 from softdimo.spec import GradientRatio
 
@@ -76,6 +78,8 @@ def _eval(recipe: Recipe, section: Eval) -> Found:
     for i, row in enumerate(section.rows):
         for name, what in _row(recipe, row):
             yield ("eval", "rows", i, name), what
+        for path, what in _sweep(row):
+            yield ("eval", "rows", i, "sweep", *path), what
 
 
 def _row(recipe: Recipe, row: Row) -> Iterator[tuple[str, str]]:
@@ -95,6 +99,27 @@ def _row(recipe: Recipe, row: Row) -> Iterator[tuple[str, str]]:
         yield "of", "no student is trained here: give its `weights:`"
     if row.decode == "soft" and row.of != "student":
         yield "decode", "soft decoding is for the student's one step; use hard"
+
+
+def _sweep(row: Row) -> Found:
+    if len(row.sweep) > 1:
+        yield (), f"sweeps one setting at a time, not {' and '.join(row.sweep)}"
+    for key, values in row.sweep.items():
+        if row.sampler is None:
+            yield (), "sweeps a setting of the sampler, and this row has none; remove it, or give the row a `sampler:`"
+            return
+        known = [field.alias or name for name, field in type(row.sampler).model_fields.items() if name != "use"]
+        if key not in known:
+            near = suggest(key, known)
+            yield (key,), f"the sampler `{row.sampler.use}` has no setting `{key}`{near} (it has: {', '.join(known)})"
+            return
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                yield (key, i), f"{value} is given twice"
+            try:
+                row.sampled(key, value)
+            except ValidationError as error:
+                yield (key, i), f"the sampler `{row.sampler.use}` does not take it: {error.errors()[0]['msg']}"
 
 
 def _search(recipe: Recipe, section: SearchSection) -> Found:

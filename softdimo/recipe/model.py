@@ -107,6 +107,9 @@ class Row(Settings):
     """Decode sampled codes, or the student's expected codes."""
     split: Literal["train", "held_out"] = "held_out"
     """Whose images a reconstruction decodes; training images are more, and flatter the tokenizer."""
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """One setting of the sampler and its values, `{temperature: [1, 2, 3]}`: a row for each, `<name>, temperature 2`.
+    All of them stand in the table; none is chosen."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +117,26 @@ class Row(Settings):
         if isinstance(value, dict) and value.get("of") == "student" and value.get("sampler") is None:
             return value | {"sampler": {"use": "one_step"}}
         return value
+
+    def swept(self) -> tuple[Row, ...]:
+        """The rows of the table: this one, or one for each value of the sweep."""
+        return tuple(
+            self.model_copy(update={"name": f"{self.name}, {key} {_shown(v)}", "sampler": self.sampled(key, v)})
+            for key, values in self.sweep.items()
+            for v in values
+        ) or (self,)
+
+    def sampled(self, key: str, value: Any) -> Spec:
+        """The sampler with another value of one setting. Raises ValidationError where it does not take that."""
+        assert self.sampler is not None
+        cls = type(self.sampler)
+        settings = {field.alias or name: getattr(self.sampler, name) for name, field in cls.model_fields.items()}
+        return cls.model_validate(settings | {key: value})
+
+
+def _shown(value: Any) -> str:
+    """A swept value in the name of its row."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value is None else str(value)
 
 
 class Eval(Settings):

@@ -38,7 +38,10 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """Two iterations, a few samples and conditions, two seeds; components shrink by their own `Spec.smoke`."""
+    """Two iterations, a few samples and conditions, two seeds, two values of a sweep.
+
+    Components shrink by their own `Spec.smoke`.
+    """
     small: Recipe = rewrite(recipe, _shrink)
     update: dict[str, Any] = {}
     if small.train is not None:
@@ -60,6 +63,10 @@ def smoke(recipe: Recipe) -> Recipe:
                 "reference": 200 if small.eval.reference is None else min(200, small.eval.reference),
                 "batch_size": min(samples, small.eval.batch_size),
                 "seeds": small.eval.seeds[:2],
+                "rows": tuple(
+                    row.model_copy(update={"sweep": {key: values[:2] for key, values in row.sweep.items()}})
+                    for row in small.eval.rows
+                ),
             }
         )
     if small.search is not None:

@@ -29,6 +29,7 @@ class AccuracyMetric(FeatureMetric):
 
     def __init__(self, net: Features, name: str = "") -> None:
         super().__init__(net, name)
+        self.compares_with = "nothing"
         self.reset()
 
     def reset(self) -> None:

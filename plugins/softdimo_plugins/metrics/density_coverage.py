@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softdimo.kinds import Context
-from softdimo_plugins.metrics.neighbors import NeighborMetric, NeighborSpec
+from softdimo_plugins.metrics.neighbors import Counts, NeighborMetric, NeighborSpec
 
 
 class DensityCoverage(NeighborSpec):
@@ -23,8 +23,8 @@ class DensityCoverageMetric(NeighborMetric):
     formula = "density-coverage/1 closed-balls self-excluded"
     needs_recall = False
 
-    def _result(self) -> dict[str, float]:
-        counts = self.counts()
+    def numbers(self, counts: Counts) -> dict[str, float]:
+        """Balls per generated image, and the share of balls that hold one."""
         return {
             "density": float(counts.balls.double().mean()) / self.k,
             "coverage": float(counts.covered.double().mean()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from abc import abstractmethod
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from softdimo.kinds import Cond, Context, Features, Metric
 from softdimo.math.digest import digest_module, tensor_bytes
 from softdimo.shapes import Image, Labels
 from softdimo.spec import NetworkSpec, Spec, component
+from softdimo_plugins.metrics.reference import digest
 
 
 class FeatureMetricSpec(Spec):
@@ -69,14 +71,19 @@ class FeatureMetric(Metric):
 
     formula: str
     """Name and version of the formula; change it with every change of the numbers."""
+    seen_type = Seen
 
-    def __init__(self, net: Features, name: str = "") -> None:
-        self.net, self.name = net, name
-        self.reference_size = 0
+    def __init__(self, net: Features, name: str = "", file: Path | None = None) -> None:
+        self.net, self.name, self.file = net, name, file
+        self.compares_with = "data" if file is None else "file"
+        self.reference_size: int | str = 0
         self._reference_sha = hashlib.sha256()
 
     def reference(self, img: Image, cond: Cond) -> None:
-        """Add real images [B C H W]."""
+        """Add real images [B C H W]; a metric with a file has its reference, and leaves them."""
+        if self.file is not None:
+            return
+        assert isinstance(self.reference_size, int)
         self._reference_sha.update(tensor_bytes(img))
         self.reference_size += len(img)
         self._reference(img)
@@ -109,8 +116,9 @@ class FeatureMetric(Metric):
         return {
             "formula": self.formula,
             "features": digest_module(self.net),
+            **self.net.settings(),
             "reference_size": self.reference_size,
-            "reference": self._reference_sha.hexdigest(),
+            "reference": self._reference_sha.hexdigest() if self.file is None else digest(self.file),
             **self._settings(),
         }
 

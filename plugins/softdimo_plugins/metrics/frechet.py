@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from softdimo.errors import DataError
 from softdimo.kinds import Context, Features
+from softdimo.math.digest import digest_module
 from softdimo.shapes import Image
+from softdimo.spec import LocalPath
 from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen, extract
+from softdimo_plugins.metrics.reference import UNSTATED, Statistics, existing, read_statistics
 
 
 class Frechet(FeatureMetricSpec):
     """`fd` = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) of the features, in float64. Heusel et al. 2017."""
 
+    reference: LocalPath | None = None
+    """An npz with `mu` and `sigma` to compare with (of guided-diffusion, clean-fid, pytorch-fid, or of `softdimo
+    statistics`); the data's real images when null."""
+
     def build(self, context: Context) -> FrechetMetric:
-        """The metric, without images yet."""
-        return FrechetMetric(self.network(context), self.name)
+        """The metric, without images yet. DataError where the reference is missing."""
+        return FrechetMetric(self.network(context), self.name, existing(self.reference))
+
+    def smoke(self) -> Self:
+        """Without the file, whose features have another width, or another meaning."""
+        return self.model_copy(update={"reference": None})
 
 
 class Moments:
@@ -74,10 +89,39 @@ class FrechetMetric(FeatureMetric):
 
     formula = "frechet/1 unbiased-covariance float64"
 
-    def __init__(self, net: Features, name: str = "") -> None:
-        super().__init__(net, name)
+    def __init__(self, net: Features, name: str = "", file: Path | None = None) -> None:
+        super().__init__(net, name, file)
         self._real, self._fake = Moments(), Moments()
         self._root: Tensor | None = None
+
+    @cached_property
+    def _given(self) -> Statistics | None:
+        """The file's statistics. DataError where they are of other features than this network's."""
+        if self.file is None:
+            return None
+        found = read_statistics(self.file, self.net.width)
+        mine = {"features": digest_module(self.net), **self.net.settings()}
+        if other := [key for key, value in mine.items() if found.about.get(key, value) != value]:
+            raise DataError(
+                f"{self.file} was made with other features ({', '.join(other)} differ); "
+                "give the metric the same `features`, or make the statistics anew"
+            )
+        self.reference_size = UNSTATED if found.n is None else found.n
+        return found
+
+    def fingerprint(self) -> dict[str, str | int | float]:
+        """That of every metric over features; of a file, its hash and how many images it says that it is of."""
+        _ = self._given
+        return super().fingerprint()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """`mu`, `sigma` and `n` of the reference."""
+        mu, sigma = self._gaussian()
+        return {"mu": mu, "sigma": sigma, "n": torch.tensor(self._real.n)}
+
+    def _gaussian(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the reference."""
+        return self._real.gaussian() if self._given is None else (self._given.mu, self._given.sigma)
 
     def _reference(self, img: Image) -> None:
         self._real.add(extract(self.net, img)[0])
@@ -92,8 +136,8 @@ class FrechetMetric(FeatureMetric):
         self._fake.add(seen.features)
 
     def _result(self) -> dict[str, float]:
-        m1, c1 = self._real.gaussian()
         m2, c2 = self._fake.gaussian()
+        m1, c1 = (x.to(m2.device) for x in self._gaussian())
         self._root = matrix_sqrt(c1) if self._root is None else self._root
         return {"fd": frechet_distance(m1, c1, m2, c2, self._root)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,10 @@ class InceptionScore(FeatureMetricSpec):
     def build(self, context: Context) -> InceptionScoreMetric:
         """The metric, without images yet."""
         return InceptionScoreMetric(self.network(context), self.splits, self.name)
+
+    def smoke(self) -> Self:
+        """Two parts at most, for few images."""
+        return self.model_copy(update={"splits": min(2, self.splits)})
 
 
 def inception_score(logits: Float[Tensor, "N K"], splits: int = 1) -> float:
@@ -51,6 +55,7 @@ class InceptionScoreMetric(FeatureMetric):
 
     def __init__(self, net: Features, splits: int = 1, name: str = "") -> None:
         super().__init__(net, name)
+        self.compares_with = "nothing"
         self.splits = splits
         self._logits: list[Tensor] = []
 

@@ -7,7 +7,11 @@ memory grows with `CHUNK` x set, not set x set.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+import statistics
+import weakref
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +21,9 @@ from torch import Tensor
 from softdimo.errors import DataError
 from softdimo.kinds import Context, Features
 from softdimo.shapes import Image
+from softdimo.spec import LocalPath
 from softdimo_plugins.metrics.extract import FeatureMetric, FeatureMetricSpec, Seen, extract
+from softdimo_plugins.metrics.reference import count_images, digest, existing, read_images
 
 CHUNK = 1024
 """Rows of a distance matrix that exist at a time."""
@@ -28,14 +34,26 @@ class NeighborSpec(FeatureMetricSpec):
 
     k: Annotated[int, Field(ge=1)] = 5
     """Neighbor that sets a radius. Papers use 3 or 5; numbers of different k do not compare."""
-    reference_samples: Annotated[int, Field(ge=2)] = 10_000
-    """Real images used, drawn with a fixed seed; all where there are fewer. The size used is in the fingerprint."""
-    samples: Annotated[int, Field(ge=2)] = 10_000
+    reference_samples: Annotated[int, Field(ge=2)] | None = 10_000
+    """Real images used, drawn with a fixed seed; all when null, or where there are fewer. The size used is in the
+    fingerprint."""
+    samples: Annotated[int, Field(ge=2)] | None = 10_000
     """Generated images used, likewise. Recall and coverage depend on both sizes."""
+    chunks: Annotated[int, Field(ge=1)] = 1
+    """Consecutive equal parts of both sets that are compared apart and averaged. Halton-MaskGIT and ReDi publish means
+    over 5 chunks, others numbers of the whole sets; recall and coverage differ much."""
+    reference: LocalPath | None = None
+    """An npz whose `arr_0` holds real images, uint8 [N H W 3] (`VIRTUAL_imagenet256_labeled.npz` of guided-diffusion
+    has 10,000); the data's real images when null."""
 
-    def arguments(self, context: Context) -> tuple[Features, int, int, int, str]:
-        """What `NeighborMetric` is made of."""
-        return self.network(context), self.k, self.reference_samples, self.samples, self.name
+    def arguments(self, context: Context) -> tuple[Features, int, int | None, int | None, str, int, Path | None]:
+        """What `NeighborMetric` is made of. DataError where the reference is missing."""
+        sizes = self.reference_samples, self.samples
+        return self.network(context), self.k, *sizes, self.name, self.chunks, existing(self.reference)
+
+    def smoke(self) -> Self:
+        """Without the file, and in one part."""
+        return self.model_copy(update={"reference": None, "chunks": 1})
 
 
 class Counts(NamedTuple):
@@ -99,16 +117,16 @@ class _Memo:
     def __init__(self) -> None:
         self._key: tuple[Any, ...] = ()
         self._parts: list[Tensor] = []
-        self._counts: Counts | None = None
+        self._counts: list[Counts] = []
 
-    def get(self, key: tuple[Any, ...], parts: list[Tensor], recall: bool) -> Counts | None:
+    def get(self, key: tuple[Any, ...], parts: list[Tensor], recall: bool) -> list[Counts] | None:
         """The counts of the same settings and tensors, or None."""
         same = self._key == key and len(parts) == len(self._parts)
-        if self._counts is None or not same or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
+        if not self._counts or not same or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
             return None
-        return None if recall and self._counts.recalled is None else self._counts
+        return None if recall and self._counts[0].recalled is None else self._counts
 
-    def put(self, key: tuple[Any, ...], parts: list[Tensor], counts: Counts) -> None:
+    def put(self, key: tuple[Any, ...], parts: list[Tensor], counts: list[Counts]) -> None:
         """Remember."""
         self._key, self._parts, self._counts = key, list(parts), counts
 
@@ -116,21 +134,43 @@ class _Memo:
 _MEMO = _Memo()
 
 
+_FILES: weakref.WeakKeyDictionary[Features, dict[str, list[Tensor]]] = weakref.WeakKeyDictionary()
+
+
+def file_features(net: Features, path: Path) -> list[Float[Tensor, "B F"]]:
+    """Features of the images in a file, in batches; each network looks at a file once."""
+    known = _FILES.setdefault(net, {})
+    key = digest(path)
+    if key not in known:
+        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        known[key] = [extract(net, pixels.to(device).float() / 255)[0] for pixels in read_images(path)]
+    return known[key]
+
+
 class NeighborMetric(FeatureMetric):
     """Keeps features; subclasses turn `Counts` into numbers."""
 
     needs_recall: bool
 
-    def __init__(self, net: Features, k: int, reference_samples: int, samples: int, name: str = "") -> None:
-        super().__init__(net, name)
-        self.k, self.reference_samples, self.samples = k, reference_samples, samples
+    def __init__(
+        self,
+        net: Features,
+        k: int,
+        reference_samples: int | None,
+        samples: int | None,
+        name: str = "",
+        chunks: int = 1,
+        file: Path | None = None,
+    ) -> None:
+        super().__init__(net, name, file)
+        self.k, self.reference_samples, self.samples, self.chunks = k, reference_samples, samples, chunks
         self._real: list[Tensor] = []
         self._fake: list[Tensor] = []
-        self._prepared: tuple[Tensor, Tensor, Tensor] | None = None
+        self._prepared: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _reference(self, img: Image) -> None:
         self._real.append(extract(self.net, img)[0])
-        self._prepared = None
+        self._prepared = []
 
     def reset(self) -> None:
         """Forget the generated images."""
@@ -140,32 +180,61 @@ class NeighborMetric(FeatureMetric):
         """Add generated images."""
         self._fake.append(seen.features)
 
-    def counts(self) -> Counts:
-        """Memberships of the images so far. Raises DataError where a set is empty or not larger than k."""
+    @abstractmethod
+    def numbers(self, counts: Counts) -> dict[str, float]:
+        """The numbers of one pair of sets."""
+
+    def _result(self) -> dict[str, float]:
+        found = [self.numbers(counts) for counts in self.counts()]
+        return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+
+    def counts(self) -> list[Counts]:
+        """Memberships of the images so far, a chunk each. DataError where a set is empty or not larger than k."""
+        if self.file is not None and not self._real:
+            self._real = file_features(self.net, self.file)
         if not self._real or not self._fake:
             raise DataError("precision, recall, density and coverage need reference images and generated ones")
-        key = (self.k, self.reference_samples, self.samples, len(self._real))
+        key = (self.k, self.reference_samples, self.samples, self.chunks, len(self._real))
         parts = [*self._real, *self._fake]
         found = _MEMO.get(key, parts, self.needs_recall)
         if found is None:
-            if self._prepared is None:
-                real = subsample(torch.cat(self._real).float(), self.reference_samples)
-                center = real.mean(0)
-                self._prepared = (real - center, squared_radii(real - center, self.k), center)
-            real, radii, center = self._prepared
-            fake = subsample(torch.cat(self._fake).float(), self.samples) - center
-            found = count(real, fake, radii, squared_radii(fake, self.k) if self.needs_recall else None)
+            if not self._prepared:
+                chosen = subsample(torch.cat(self._real), self.reference_samples)
+                self._prepared = [self._prepare(real) for real in chosen.tensor_split(self.chunks)]
+            fakes = subsample(torch.cat(self._fake), self.samples).tensor_split(self.chunks)
+            found = [self._count(*pair) for pair in zip(self._prepared, fakes, strict=True)]
             _MEMO.put(key, parts, found)
         return found
 
+    def _prepare(self, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centered features, squared radii, and the center."""
+        real = real.float()
+        center = real.mean(0)
+        return real - center, squared_radii(real - center, self.k), center
+
+    def _count(self, prepared: tuple[Tensor, Tensor, Tensor], fake: Tensor) -> Counts:
+        real, radii, center = prepared
+        fake = fake.float() - center
+        return count(real, fake, radii, squared_radii(fake, self.k) if self.needs_recall else None)
+
+    def fingerprint(self) -> dict[str, str | int | float]:
+        """That of every metric over features, the settings of neighbors, and the numbers of images."""
+        if self.file is not None:
+            self.reference_size = count_images(self.file)
+        return super().fingerprint()
+
     def _settings(self) -> dict[str, Any]:
-        used = min(self.reference_samples, self.reference_size)
-        return {"k": self.k, "reference_used": used, "samples_limit": self.samples}
+        assert isinstance(self.reference_size, int)
+        size = self.reference_size
+        used = size if self.reference_samples is None else min(self.reference_samples, size)
+        limit = "all" if self.samples is None else self.samples
+        chunks = {"chunks": self.chunks} if self.chunks > 1 else {}
+        return {"k": self.k, "reference_used": used, "samples_limit": limit, **chunks}
 
 
-def subsample(x: Float[Tensor, "N D"], n: int) -> Float[Tensor, "M D"]:
-    """n rows without replacement by a fixed seed, in their order; all rows where there are no more than n."""
-    if len(x) <= n:
+def subsample(x: Float[Tensor, "N D"], n: int | None) -> Float[Tensor, "M D"]:
+    """n rows without replacement by a fixed seed, in their order; all rows where n is None or there are no more."""
+    if n is None or len(x) <= n:
         return x
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n]
     return x[order.sort().values.to(x.device)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softdimo.kinds import Context
-from softdimo_plugins.metrics.neighbors import NeighborMetric, NeighborSpec
+from softdimo_plugins.metrics.neighbors import Counts, NeighborMetric, NeighborSpec
 
 
 class PrecisionRecall(NeighborSpec):
@@ -23,8 +23,8 @@ class PrecisionRecallMetric(NeighborMetric):
     formula = "precision-recall/1 closed-balls self-excluded"
     needs_recall = True
 
-    def _result(self) -> dict[str, float]:
-        counts = self.counts()
+    def numbers(self, counts: Counts) -> dict[str, float]:
+        """Shares of generated and of real images."""
         assert counts.recalled is not None
         precision = (counts.balls > 0).double().mean()
         return {"precision": float(precision), "recall": float(counts.recalled.double().mean())}
