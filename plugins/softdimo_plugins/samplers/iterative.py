@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,10 @@ class Iterative(Spec):
     """Scale over the steps: step i has progress i / (steps - 1), a single step has progress 1."""
     temperature: Positive = 1.0
     """Divides the (guided) logits before tokens are drawn."""
+
+    def smoke(self) -> Self:
+        """Two steps."""
+        return self.model_copy(update={"steps": min(2, self.steps)})
 
     def scale(self, step: int) -> float:
         """Guidance scale of a step."""
