@@ -223,8 +223,7 @@ class Search(Protocol):
     """Test-time optimization of e_in with frozen weights."""
 
     decode: Literal["argmax", "soft"]
-    """How `generator` turns logits into the image that is scored, and that the user gets: the most probable tokens
-    (gradient of the soft decode, straight through), or the soft decode itself."""
+    """The image that is scored and given: of the most probable tokens (gradient of the soft decode), or soft itself."""
 
     def run(
         self,
@@ -289,11 +288,7 @@ class Data(ABC):
     """Whether samples carry images; where they are labels or tokens alone, metrics need statistics of their own."""
 
     def meet(self, tokenizer: Tokenizer) -> None:  # noqa: B027
-        """Called with the recipe's tokenizer, weights and all, before tokens are asked for.
-
-        Data that gives tokens raises DataError where they are another tokenizer's. On the device `meta` there are
-        shapes alone.
-        """
+        """Called with the recipe's tokenizer before tokens are asked for; raises DataError where they are another's."""
 
     @abstractmethod
     def source(self, split: str) -> Source:

@@ -52,7 +52,7 @@ class Split(Settings):
     """All of its shards, once the cache is finished; none before."""
 
 
-class Source(Settings):
+class Origin(Settings):
     """A component that the tokens depend on."""
 
     use: str
@@ -69,8 +69,8 @@ class Index(Settings):
     format: int = FORMAT
     softdimo: str
     """Version that wrote it."""
-    tokenizer: Source
-    data: Source
+    tokenizer: Origin
+    data: Origin
     image: ImageShape
     """Channels, height, width of the images."""
     tokens: TokenShape

@@ -104,6 +104,28 @@ def check(
     check_recipe(loaded)
 
 
+def tokenize(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the token cache.", show_default=False)],
+    overrides: Overrides = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Add mirrored images (data.mirror=true).")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every shard, and encode a larger sample of images again.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that are encoded at a time.")] = 64,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images a shard.")] = 2**15,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Encode a recipe's images with its tokenizer, once, for the data set `tokens`; goes on where it was stopped."""
+    loaded = _load(recipe, [*(overrides or ()), *(["data.mirror=true"] if mirror else [])], False, threads, device)
+    from softdimo.tokenize import tokenize as tokenize_recipe
+
+    index = tokenize_recipe(loaded, out, verify=verify, batch_size=batch_size, shard_size=shard_size)
+    counts = " and ".join(f"{split.count} {name.replace('_', ' ')}" for name, split in index.splits.items())
+    typer.echo(f"{out} holds the tokens of {counts} images; use it with data='{{use: tokens, path: {out}}}'")
+
+
 def explain(recipe: Recipe, overrides: Overrides = None, smoke: Smoke = False) -> None:
     """Say what a recipe optimizes, as equations, and what each step costs."""
     loaded = _load(recipe, overrides, smoke)
@@ -210,7 +232,7 @@ def new(
 def add(app: typer.Typer) -> None:
     """Register the commands, in the order of the help."""
     for panel, group in {
-        "Recipes": (run, check, explain, schema),
+        "Recipes": (run, check, explain, tokenize, schema),
         "Models": (sample, export),
         "Measuring": (_section("eval"), _section("search"), compare),
         "Plugins": (new,),

@@ -232,7 +232,7 @@ def test_too_few_images(tree):
 
 def test_too_much_memory(tree):
     with pytest.raises(DataError, match=r"20 images of 3 x 64 x 64 take 0.000246 GB, more than memory_gb: 0.0001"):
-        build(tree, size=64, channels=3, memory_gb=1e-4)
+        build(tree, size=64, channels=3, memory_gb=1e-4, in_memory=True)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 2}, {"held_out": 0}, {"held_out": 1.0}, {"size": 0}, {"sizes": 8}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pydantic import Field
 
 from softdimo.errors import DataError
-from softdimo.kinds import Context
+from softdimo.kinds import Context, Data, ImageShape
 from softdimo.spec import LocalPath, Positive, Spec
 from softdimo_plugins.data.arrays import ArrayData
+from softdimo_plugins.data.pictures import Crop, StreamData, decode, threads
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 log = logging.getLogger(__name__)
@@ -45,38 +45,103 @@ class Folder(Spec):
     mirror: bool = False
     """Train on the left-right mirror images too; leave it off for text and digits."""
     skip_bad: bool = False
-    """Leave out files that cannot be decoded, with a warning that names them, instead of stopping."""
+    """Leave out files that cannot be decoded, with a warning that names them, instead of stopping. Where images are not
+    kept in memory, all are decoded once more at the start to find these."""
+    crop: Crop = "fit"
+    """How an image becomes a square. `fit`: the largest square around the center, resized at once (Lanczos). `center`:
+    ADM's rule for ImageNet (halvings, bicubic to the shorter side, center)."""
+    in_memory: Literal["auto"] | bool = "auto"
+    """Decode everything once and keep it, one byte per value, or decode images each time they are asked for; `auto`
+    keeps what fits into `memory_gb`. What is not kept is told from other data by names and sizes of files alone."""
     memory_gb: Positive = 8.0
-    """Largest size of the decoded set; it is kept in memory, one byte per value."""
+    """Largest size of a decoded set that is kept in memory."""
 
     def content(self) -> str:
-        """SHA-256 of the images' names and bytes; bytes are read again only when a size or a time has changed."""
+        """SHA-256 of the images' names and bytes; bytes are read again only when a size or a time has changed.
+
+        Of a set that is not kept in memory: names and sizes.
+        """
         root = Path(self.path).expanduser()
         try:
             files = [file for found in find_classes(root).values() for file in found]
             stats = [(file, file.stat()) for file in files]
+            if not self._kept(len(files)):
+                return hashlib.sha256(
+                    b"".join(f"{file.relative_to(root)}\0{s.st_size}\0".encode() for file, s in stats)
+                ).hexdigest()
             return _digest(root, tuple((file, s.st_size, s.st_mtime_ns) for file, s in stats))
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    def build(self, context: Context) -> ArrayData:
-        """Decode everything once. DataError names the folder or the files that are wrong."""
+    def build(self, context: Context) -> Data:
+        """List the images, and decode them where they are kept. DataError names the folder or the files at fault."""
         root = Path(self.path).expanduser()
         try:
             classes = find_classes(root)
         except OSError as error:
             raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
         files = [(file, k) for k, name in enumerate(classes) for file in classes[name]]
-        need = len(files) * self.channels * self.size**2
-        if need > self.memory_gb * 1e9:
+        shape = ImageShape(self.channels, self.size, self.size)
+        kept = self._kept(len(files))
+        if kept and self._size(len(files)) > self.memory_gb * 1e9:
             raise DataError(
-                f"{root}: {len(files)} images of {self.channels} x {self.size} x {self.size} take {need / 1e9:.3g} GB, "
-                f"more than memory_gb: {self.memory_gb:g}; lower size, or raise memory_gb"
+                f"{root}: {len(files)} images of {self.channels} x {self.size} x {self.size} take "
+                f"{self._size(len(files)) / 1e9:.3g} GB, more than memory_gb: {self.memory_gb:g}; lower size, raise "
+                "memory_gb, or set in_memory: false"
             )
-        pixels = np.empty((len(files), self.channels, self.size, self.size), np.uint8)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            faults = list(pool.map(lambda i: self._decode(files[i][0], pixels[i]), range(len(files))))
-        bad = [f"{file}: {fault}" for (file, _), fault in zip(files, faults, strict=True) if fault]
+        pixels = np.empty((len(files), *shape), np.uint8) if kept else None
+        if kept or self.skip_bad:
+            usable = self._decodable([file for file, _ in files], shape, pixels)
+            files = [files[i] for i in usable]
+            pixels = pixels[usable] if pixels is not None and len(usable) < len(pixels) else pixels
+        labels = np.array([k for _, k in files], np.int64)
+        for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
+            if count < 2:
+                raise DataError(
+                    f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (to train on "
+                    "one and hold out another)"
+                )
+        held_out = max(1, round(self.held_out * len(labels)))
+        if pixels is not None:
+            return ArrayData(pixels, labels, tuple(classes), held_out, self.seed, self.mirror)
+        paths = [file for file, _ in files]
+
+        def read(i: int) -> NDArray[np.uint8]:
+            try:
+                return decode(paths[i], shape, self.crop)
+            except ValueError as error:
+                raise DataError(
+                    f"{paths[i]} cannot be decoded ({error}); mend or delete it, or set data.skip_bad: true"
+                ) from error
+
+        digest = f"{self.content()} {self.crop} {len(paths)}"
+        return StreamData(read, labels, shape, tuple(classes), held_out, self.seed, self.mirror, digest)
+
+    def _size(self, count: int) -> int:
+        """Bytes of so many decoded images."""
+        return count * self.channels * self.size**2
+
+    def _kept(self, count: int) -> bool:
+        """Whether so many images are kept in memory."""
+        return self._size(count) <= self.memory_gb * 1e9 if self.in_memory == "auto" else self.in_memory
+
+    def _decodable(
+        self, files: Sequence[Path], shape: ImageShape, pixels: NDArray[np.uint8] | None
+    ) -> NDArray[np.int64]:
+        """Indices of the files that can be decoded, into `pixels` if it is there; the others stop, or are told."""
+
+        def one(i: int) -> str:
+            try:
+                image = decode(files[i], shape, self.crop)
+            except ValueError as error:
+                return f"{files[i]}: {error}"
+            if pixels is not None:
+                pixels[i] = image
+            return ""
+
+        with ThreadPoolExecutor(threads()) as pool:
+            faults = list(pool.map(one, range(len(files))))
+        bad = [fault for fault in faults if fault]
         if bad:
             shown = "\n  ".join(bad[:10] + ([f"... and {len(bad) - 10} more"] if len(bad) > 10 else []))
             if not self.skip_bad:
@@ -85,27 +150,7 @@ class Folder(Spec):
                     f"\n  {shown}"
                 )
             log.warning("%d of %d images were left out, they cannot be decoded\n  %s", len(bad), len(files), shown)
-            pixels = pixels[[not fault for fault in faults]]
-        labels = np.array([k for (_, k), fault in zip(files, faults, strict=True) if not fault], np.int64)
-        for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
-            if count < 2:
-                raise DataError(
-                    f"{root}: class {name!r} has {count} usable image(s), at least 2 are needed (to train on "
-                    "one and hold out another)"
-                )
-        held_out = max(1, round(self.held_out * len(labels)))
-        return ArrayData(pixels, labels, tuple(classes), held_out, self.seed, self.mirror)
-
-    def _decode(self, file: Path, out: NDArray[np.uint8]) -> str:
-        """Write the image to `out` [C H W]; returns why it cannot be decoded, or nothing."""
-        try:
-            with Image.open(file) as opened:
-                image = _plain(ImageOps.exif_transpose(opened)).convert("L" if self.channels == 1 else "RGB")
-                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)
-        except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
-            return str(error) or type(error).__name__
-        out[:] = np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
-        return ""
+        return np.array([i for i, fault in enumerate(faults) if not fault], np.int64)
 
 
 @lru_cache(maxsize=4)
@@ -117,17 +162,6 @@ def _digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return hashlib.sha256(b"".join(pool.map(one, (file for file, _, _ in files)))).hexdigest()
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Without transparency (on white), and 16-bit gray brought to 8 bits."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        return Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image
 
 
 def find_classes(root: Path) -> dict[str, list[Path]]:
