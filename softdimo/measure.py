@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import torch
+
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components, fill, locate
 from softdimo.errors import CheckpointError, RecipeError
-from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests
-from softdimo.files import write_json
+from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests, reference_images
+from softdimo.files import atomic, write_json
 from softdimo.folder import environment
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.math.init import Init
@@ -45,18 +48,9 @@ def evaluate_section(
     product = product or folder / PRODUCT
     rows = [subject for row in settings.rows for subject in _subjects(row, parts, product, loaded.smoke)]
 
-    def metrics() -> Mapping[str, Metric]:
-        made = {}
-        for spec in settings.metrics:
-            name = getattr(spec, "name", "") or spec.use.split(":")[-1]
-            while name in made:
-                name += "'"
-            made[name] = cast(Metric, spec.build(parts.context()))
-        return made
-
     pieces = Pieces(
         data=parts.data,
-        metrics=metrics,
+        metrics=lambda: _metrics(settings, parts),
         rows=rows,
         tokenizer=parts.tokenizer,
         device=parts.device,
@@ -68,6 +62,49 @@ def evaluate_section(
         seeds=settings.seeds, batch_size=settings.batch_size, lock=environment(recipes.distributions(loaded.recipe)),
         progress=_telling(say), trial=loaded.smoke,
     )  # fmt: skip
+
+
+def _metrics(settings: Eval, parts: Components) -> dict[str, Metric]:
+    """The metrics, fresh, by name."""
+    made: dict[str, Metric] = {}
+    for spec in settings.metrics:
+        name = getattr(spec, "name", "") or spec.use.split(":")[-1]
+        while name in made:
+            name += "'"
+        made[name] = cast(Metric, spec.build(parts.context()))
+    return made
+
+
+def statistics_section(loaded: Loaded, parts: Components, out: Path, say: Say) -> None:
+    """Write what the recipe's metric keeps of the data's real images into an npz that `reference:` reads.
+
+    It holds the arrays of `Metric.statistics` and `provenance`, the metric's fingerprint and what wrote it, as JSON.
+
+    Raises:
+        RecipeError: no metric of the recipe keeps statistics, or several do, or it has a reference already.
+        DataError: the data set has no images.
+    """
+    settings = parts.recipe.eval
+    if settings is None:
+        raise RecipeError(f"{loaded.path} has no `eval:` section, so no metric whose statistics could be written")
+    found = {n: m for n, m in _metrics(settings, parts).items() if type(m).statistics is not Metric.statistics}
+    if len(found) != 1:
+        which = f"{' and '.join(found)} do; keep one in `eval.metrics`" if found else "add `frechet` to `eval.metrics`"
+        raise RecipeError(f"{loaded.path}: statistics are those of one metric that keeps them: {which}")
+    name, metric = found.popitem()
+    if metric.compares_with == "file":
+        at = f"eval.metrics.{name}.reference"
+        raise RecipeError(f"{loaded.path}: {at} is a file already, so the metric looks at no data; add {at}=null")
+    pieces = Pieces(parts.data, lambda: {name: metric}, (), parts.tokenizer, parts.device)
+    reference = (settings.reference, settings.batch_size, _telling(say), False)
+    with torch.no_grad():
+        for images, cond in reference_images(pieces, {name: metric}, *reference):
+            metric.reference(images, cond)
+    lock = environment(recipes.distributions(loaded.recipe))
+    about = metric.fingerprint() | {"data": parts.data.fingerprint()} | {k: lock[k] for k in ("softdimo", "git")}
+    arrays = {key: tensor.cpu().numpy() for key, tensor in metric.statistics().items()}
+    with atomic(out) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, provenance=np.array(json.dumps(about)), **arrays)
 
 
 def complete(settings: Eval, path: Path) -> bool:

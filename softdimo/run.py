@@ -259,6 +259,13 @@ def search_only(loaded: Loaded, out: Path | None = None) -> Path:
     return _one_section(loaded, out, "search")
 
 
+def statistics(loaded: Loaded, out: Path) -> Path:
+    """Write the statistics of the data's real images under the recipe's metric; returns the file."""
+    session = start_session(loaded, Path("runs"))
+    measure.statistics_section(loaded, session.parts(loaded), out, session.say)
+    return out
+
+
 def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     if getattr(loaded.recipe, section) is None:
         raise RecipeError(f"{loaded.path} has no `{section}:` section")

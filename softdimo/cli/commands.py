@@ -173,6 +173,20 @@ def _section(name: str) -> Callable[..., None]:
     return command
 
 
+def statistics(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("statistics.npz"),
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Write statistics of a recipe's real images for a metric's `reference:`, so that others need no images."""
+    loaded = _load(recipe, overrides, threads=threads, device=device)
+    from softdimo.run import statistics as write
+
+    typer.echo(f"wrote {write(loaded, out)}")
+
+
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another run folder.", show_default=False)],
@@ -234,7 +248,7 @@ def add(app: typer.Typer) -> None:
     for panel, group in {
         "Recipes": (run, check, explain, tokenize, schema),
         "Models": (sample, export),
-        "Measuring": (_section("eval"), _section("search"), compare),
+        "Measuring": (_section("eval"), _section("search"), statistics, compare),
         "Plugins": (new,),
     }.items():
         for command in group:

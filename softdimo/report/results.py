@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softdimo.report.folder import Folder
@@ -24,6 +24,7 @@ def metrics_part(folder: Folder) -> Html | None:
     order = [made.headline, *(m for m in made.metrics if m != made.headline)]
     found = [c for name in order if (c := _quality(made, name)) is not None]
     notes = list(dict.fromkeys(f"{r.get('name')}: {n}" for r in made.rows for n in r.get("notes") or []))
+    notes += dict.fromkeys(_swept(key, values) for r in made.rows for key, values in (r.get("sweep") or {}).items())
     return part(
         "metrics",
         "Metrics",
@@ -34,6 +35,12 @@ def metrics_part(folder: Folder) -> Html | None:
         _plots(made, found) if found else None,
         long=True,
     )
+
+
+def _swept(key: str, values: Sequence[Any]) -> str:
+    """What must be said of a best row among those of a sweep."""
+    shown = ", ".join(map(str, values))
+    return f"{key} was swept ({shown}): whoever quotes the best of these rows chose it by the number that is quoted"
 
 
 def _plots(made: Table, found: list[Html]) -> list[Html]:

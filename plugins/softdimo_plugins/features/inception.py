@@ -109,8 +109,8 @@ class InceptionFeatures(Features):
         ))  # fmt: skip
         self.fc = nn.Linear(self.width, 1008)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.num_batches_tracked = None
+            if isinstance(module, nn.BatchNorm2d):  # always in evaluation mode, so nothing is counted
+                module.num_batches_tracked, module.track_running_stats = None, False
 
     def settings(self) -> dict[str, str]:
         """The rules before the network."""

@@ -126,14 +126,14 @@ def _images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
 def _opened(path: Path, keys: tuple[str, ...]) -> Iterator[np.lib.npyio.NpzFile]:
     """An npz with these keys; DataError where it is something else."""
     try:
-        arrays = np.load(path, allow_pickle=False)
+        file = path.open("rb")
     except OSError as error:
         raise _missing(path, error) from error
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an npz file, or it is damaged ({error}); fetch it again") from error
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} is not an npz file: it holds one array without a name")
-    with arrays:
+    with file:
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{path} is not an npz file, or it is damaged; fetch it again")
+        file.seek(0)
+        arrays = np.load(file, allow_pickle=False)
         if missing := [key for key in keys if key not in arrays]:
             held = ", ".join(arrays.files[:8]) or "nothing"
             raise DataError(f"{path} has no {' and no '.join(missing)}, which this metric needs; it holds {held}")
