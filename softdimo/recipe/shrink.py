@@ -52,7 +52,7 @@ def smoke(recipe: Recipe) -> Recipe:
                 "batch_size": min(4, small.train.batch_size),
                 "start": start.model_copy(update={"lead": min(1, start.lead)}),
                 "log_every": 1,
-                "sample_every": 1,
+                "sample_every": min(2, small.train.iterations),
             }
         )
     if small.eval is not None:
