@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from softdimo.cursor import Tokenized
-from softdimo.errors import PluginError, RecipeError, WeightsError
+from softdimo.errors import DataError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
-from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Tokenizer, TokenShape
+from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Term, Tokenizer, TokenShape
 from softdimo.recipe.model import Recipe, Train
-from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
+from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
@@ -100,6 +100,16 @@ class Components:
         """The data set as tokens; images are encoded once. Tokens come as they are, and so do labels alone."""
         tokenizer = self.require_tokenizer()
         return Tokenized(self.data, tokenizer, self.device) if self.data.has_images else self.data
+
+    def require_tokens(self, spec: LossSpec, term: Term) -> None:
+        """Refuse data of labels alone for a term whose critic looks at real tokens, before anything is trained."""
+        if not spec.real or term.critic is None or self.data.has_images:
+            return
+        if self.data.source("train").get(torch.zeros(1, dtype=torch.int64)).tokens is None:
+            raise DataError(
+                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives class "
+                "labels alone; use data with images, or a token cache: `softdimo tokenize`"
+            )
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer, or an error that says to add one."""

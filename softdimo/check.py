@@ -221,6 +221,7 @@ def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]
     for spec in train.terms:
         term: Term | None = _build(parts, spec)
         if term is not None:
+            parts.require_tokens(spec, term)
             terms[spec.name] = term
         if term is not None and term.critic is not None:
             shares.append(memory.share(f"{spec.name}'s critic", term.critic, term.player, precision))

@@ -295,7 +295,7 @@ class Data(ABC):
         """The split `train` or `held_out`."""
 
     def reference(self) -> Source:
-        """Real images that metrics compare with: the training split, without augmented copies of its images."""
+        """Real images that metrics compare with: `train` without augmented copies, which come last in it."""
         return self.source("train")
 
     def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:

@@ -100,6 +100,7 @@ class $cls(LossSpec):
 
     equation: ClassVar[str] = "-E[H(p_theta)]"
     source: ClassVar[str] = "$dist"
+    real: ClassVar[bool] = False  # True where a critic looks at real tokens
 
     def build(self, context: Context) -> "${cls}Term":
         """The term."""

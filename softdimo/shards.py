@@ -187,26 +187,26 @@ class ShardSource:
 
     def get(self, index: Int[Tensor, "B"]) -> Batch:
         """Tokens and labels at `index`."""
-        tokens = self._gather(index, 0).long()
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.index.tokens.V:
-            raise DataError(
-                f"{self.folder} holds tokens outside 0 to {self.index.tokens.V - 1}; find what was changed with "
-                "`softdimo tokenize ... --verify`"
-            )
-        return Batch(self.cond(index), tokens=tokens)
+        return Batch(self.cond(index), tokens=self._gather(index, 0))
 
     def cond(self, index: Int[Tensor, "B"]) -> Cond:
         """Labels at `index`."""
-        return Cond(self._gather(index, 1).long())
+        return Cond(self._gather(index, 1))
 
     def _gather(self, index: Int[Tensor, "B"], part: int) -> Tensor:
+        """Tokens (part 0) or labels (part 1) at `index`; DataError where they are none."""
         index = torch.as_tensor(index)
         places, rows = index // self.index.shard_size, index % self.index.shard_size
-        first = self._mapped(0)[part]
-        out = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)
-        for place in sorted(set(places.tolist())):
+        found = {place: self._mapped(place)[part] for place in sorted(set(places.tolist()))}
+        shape = self.index.tokens
+        out = torch.empty(len(index), *((shape.L, shape.G) if part == 0 else ()), dtype=torch.int64)
+        for place, stored in found.items():
             at = places == place
-            out[at] = self._mapped(place)[part][rows[at]]
+            out[at] = stored[rows[at]].long()
+        what, limit = (("tokens", shape.V), ("labels", len(self.index.classes)))[part]
+        if len(out) and not 0 <= int(out.min()) <= int(out.max()) < limit:
+            told = f"{self.folder} holds {what} outside 0 to {limit - 1}"
+            raise DataError(f"{told}; find what was changed with `softdimo tokenize ... --verify`")
         return out
 
     def _map(self, place: int) -> tuple[Tensor, Tensor]:

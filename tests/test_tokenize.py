@@ -1,69 +1,25 @@
-"""Token caches: the tokens of the images, whole after any interruption, refused where they are not what they say."""
+"""`softdimo tokenize`: the tokens of the images, whole after any interruption, and never another cache's."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from softdimo import recipe as recipes
-from softdimo import shards, tokenize
+from softdimo import run, shards, tokenize
 from softdimo.build import Components
 from softdimo.errors import DataError, Interrupted, PluginError
-from softdimo.files import save_weights
-from softdimo.kinds import Context, ImageShape
-from softdimo.recipe import Loaded
-from softdimo.shards import Index
-from softdimo.testing import check_data
-from softdimo_plugins.data.tokens import Tokens
-
-BLANK = Context(ImageShape(1, 1, 1), (), print)
-TRAIN, HELD_OUT, SHARD = 36, 4, 10
+from softdimo.files import read_weights, save_weights
+from tests import ranks
+from tests.caches import BLANK, HELD_OUT, SHARD, TRAIN, files, loaded, make, parts, read, write
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 pictures of two classes, and two tokenizers with weights."""
-    folder = tmp_path_factory.mktemp("tokenize")
-    rng = np.random.RandomState(0)
-    for i in range(TRAIN + HELD_OUT):
-        path = folder / "images" / ("cats", "dogs")[i % 2] / f"{i:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.randint(0, 256, (12, 9, 3), np.uint8)).save(path)
-    for seed in (0, 1):
-        path = folder / f"{seed}.yaml"
-        path.write_text(
-            f"title: Tokens\nseed: {seed}\nhardware: {{accelerator: cpu}}\n"
-            "data: {use: folder, path: images, size: 8, channels: 3, in_memory: false, crop: center}\n"
-            "tokenizer: {use: conv_vq, patch: 4, codebook: 16, width: 4}\n"
-        )
-        state = Components(recipes.load(path).recipe).require_tokenizer().state_dict()
-        noise = torch.Generator().manual_seed(seed)  # fresh codes are so small that every patch has the same one
-        for value in state.values():
-            if value.is_floating_point():
-                value += 0.5 * torch.randn(value.shape, generator=noise)
-        save_weights(folder / f"{seed}.safetensors", state)
-    return folder
-
-
-def loaded(home: Path, *overrides: str, weights: int = 0) -> Loaded:
-    return recipes.load(home / "0.yaml", [f"tokenizer.weights={home}/{weights}.safetensors", *overrides])
-
-
-def make(home: Path, out: Path, *overrides: str, **how: bool) -> Index:
-    return tokenize.tokenize(
-        loaded(home, *overrides), out, shard_size=SHARD, batch_size=4, say=lambda text: None, **how
-    )
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+    return write(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +31,6 @@ def cache(home: Path) -> Path:
 @pytest.fixture
 def copy(cache: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cache, tmp_path / "copy"))
-
-
-def read(folder: Path, **settings: object) -> Tokens:
-    return Tokens.model_validate({"path": str(folder), "size": 8, **settings})
-
-
-def parts(home: Path, folder: Path, weights: int = 0) -> Components:
-    data = f"data={{use: tokens, path: {folder}, size: 8}}"
-    return Components(loaded(home, data, weights=weights).recipe)
 
 
 def test_a_cache_gives_the_tokens_that_encoding_gives(home: Path, cache: Path) -> None:
@@ -116,8 +63,15 @@ def test_what_is_written(home: Path, cache: Path) -> None:
     ]  # fmt: skip
 
 
-def test_contract(cache: Path) -> None:
-    check_data(read(cache).build)
+def test_a_shard_is_opened_once_and_when_it_is_needed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = shards.read_shard
+    monkeypatch.setattr(shards, "read_shard", lambda path: (opened.append(path.name), real(path))[1])
+    source = read(cache).build(BLANK).source("train")
+    assert not opened
+    for index in ([25], [23, 20], [35, 29]):
+        source.get(torch.tensor(index))
+    assert opened == ["train-00002.safetensors", "train-00003.safetensors"]
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
@@ -191,116 +145,43 @@ def test_mirrored_copies_come_last_and_are_no_reference(home: Path, tmp_path: Pa
     )
 
 
-# What can be wrong with a cache, one clear error each
+def test_ranks_share_the_shards_and_write_the_cache_of_one(home: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    words = ["tokenize", home / "0.yaml", f"tokenizer.weights={home}/0.safetensors", "--out", out]
+    words += ["--shard-size", SHARD, "--batch-size", 4]
+    both = ranks.commands(2, words, tmp_path)
+    assert [command.wait(120) for command in both] == [0, 0], [command.said for command in both]
+    assert files(out) == files(cache)
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
-    index = json.loads((folder / shards.INDEX).read_text())
-    change(index)
-    (folder / shards.INDEX).write_text(json.dumps(index))
+TEACHER = "teacher: {use: compact, width: 16, depth: 2, heads: 2, weights: "
+STUDENT = """\
+train:
+  iterations: 2
+  batch_size: 4
+  terms: [{use: dimo}, {use: gan, weight: 0.1, discriminator: {use: teacher_features, hidden: 4}}]
+"""
 
 
-def flip(path: Path) -> None:
-    """Another byte at the end; the size stays."""
-    raw = path.read_bytes()
-    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-FIRST = "train-00000.safetensors"
-WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda p: (p / shards.INDEX).unlink(), r"no token cache: there is no index.json; make one with"),
-    "no folder": (shutil.rmtree, r"no token cache: there is no index.json; make one with `softdimo tokenize"),
-    "no JSON": (lambda p: (p / shards.INDEX).write_text("{"), r"index\.json is damaged \(Expecting"),
-    "no index at all": (lambda p: (p / shards.INDEX).write_text("[]"), r"index\.json is damaged"),
-    "a key is lost": (lambda p: rewrite(p, lambda i: i.pop("tokens")), r"index\.json is damaged \(tokens: Field req"),
-    "a path": (
-        lambda p: rewrite(p, lambda i: i["splits"]["train"]["shards"][0].update(file="../x")),  # type: ignore[index]
-        r"index\.json is damaged \(splits\.train\.shards\.0\.file",
-    ),
-    "a later format": (lambda p: rewrite(p, lambda i: i.update(format=2)), r"has the format 2, and this softdimo"),
-    "a shard is lost": (lambda p: (p / FIRST).unlink(), rf"{FIRST} is missing"),
-    "a shard is truncated": (lambda p: truncate(p / FIRST), rf"{FIRST} has \d+ bytes, not \d+"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_damaged_cache_is_told_before_anything_is_read(copy: Path, name: str) -> None:
-    damage, message = WRONG[name]
-    damage(copy)
-    with pytest.raises(DataError, match=message):
-        read(copy).build(BLANK)
-    with pytest.raises(DataError, match=message):
-        read(copy).content()
-
-
-def test_a_changed_shard_is_found_by_its_hash(home: Path, copy: Path) -> None:
-    flip(copy / FIRST)
-    data = read(copy).build(BLANK)
-    with pytest.raises(DataError, match=rf"{FIRST} was changed after it was written"):
-        read(copy, verify=True).build(BLANK)
-    with pytest.raises(DataError, match=rf"{FIRST} was changed after it was written"):
-        make(home, copy, verify=True)
-    (copy / FIRST).write_bytes(bytes(8) + (copy / FIRST).read_bytes()[8:])
-    with pytest.raises(DataError, match=rf"{FIRST} is not a readable shard"):
-        data.source("train").get(torch.tensor([0]))
-
-
-def test_tokens_that_are_none_are_not_handed_on(copy: Path) -> None:
-    rewrite(copy, lambda i: i.update(tokens=[2, 2, 1, 3]))
-    with pytest.raises(DataError, match=r"holds tokens outside 0 to 2; find what was changed with .* --verify"):
-        read(copy).build(BLANK).source("train").get(torch.arange(TRAIN))
-
-
-def test_a_shard_of_another_shape_is_not_handed_on(copy: Path) -> None:
-    rewrite(copy, lambda i: i.update(tokens=[2, 3, 1, 16]))
-    with pytest.raises(DataError, match="is not what the index says"):
-        read(copy).build(BLANK).source("train").get(torch.tensor([0]))
-
-
-def test_tokens_of_other_images_are_found(home: Path, copy: Path) -> None:
-    index = shards.read_index(copy)
-    tokens, labels, _ = shards.read_shard(copy / FIRST)
-    tokenize.save_file(
-        {"tokens": tokens.flip(0).contiguous(), "labels": labels.clone()}, copy / FIRST, {shards.PLAN: index.digest()}
+def test_training_on_a_cache_is_training_on_its_images(home: Path, cache: Path, tmp_path: Path) -> None:
+    plain = (
+        (home / "0.yaml").read_text().replace("path: images", f"path: {home}/images").replace("cpu}", "cpu, jobs: 1}")
     )
-    with pytest.raises(DataError, match=r"holds other tokens than its data and tokenizer make: of 160 .* are the same"):
-        make(home, copy)
-
-
-def test_another_tokenizer_is_refused(home: Path, cache: Path) -> None:
-    with pytest.raises(DataError, match=r"tokens of another tokenizer: `conv_vq` with the weights \w{12}, and the rec"):
-        _ = parts(home, cache, weights=1).tokenizer
-    with pytest.raises(DataError, match=r"tokens of another tokenizer"):
-        parts(home, cache, weights=1).context()
-    data = f"data={{use: tokens, path: {cache}, size: 8}}"
-    wide = loaded(home, data, "tokenizer.weights=null", "tokenizer.codebook=32").recipe
-    for device in ("cpu", "meta"):
-        with pytest.raises(
-            DataError, match=r"2 x 2 x 1 of 16 classes, and the recipe's tokenizer makes 2 x 2 x 1 of 32"
-        ):
-            _ = Components(wide, device).tokenizer
-    assert Components(loaded(home, data, weights=1).recipe, "meta").tokenizer is not None  # no weights to tell from
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"size": 16}, r"tokens of images 3 x 8 x 8, and the recipe says 3 x 16 x 16; set data\.size"),
-        ({"channels": 1}, "and the recipe says 1 x 8 x 8"),
-        ({"classes": 3}, r"has 2 classes, and data\.classes names 3"),
-    ],
-)
-def test_settings_must_be_those_of_the_cache(cache: Path, settings: dict[str, object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read(cache, **settings).build(BLANK)
-
-
-def test_names_can_be_given(cache: Path) -> None:
-    assert read(cache, classes=["a", "b"]).build(BLANK).classes == ("a", "b")
+    text = plain.replace("width: 4}", f"width: 4, weights: {home}/0.safetensors}}") + TEACHER
+    path, weights = tmp_path / "student.yaml", tmp_path / "teacher.safetensors"
+    path.write_text(text + "null}\n")
+    save_weights(weights, Components(recipes.load(path).recipe).require_teacher().state_dict())
+    path.write_text(f"{text}{weights}}}\n{STUDENT}")
+    found = []
+    for name, data in (("images", []), ("tokens", [f"data={{use: tokens, path: {cache}, size: 8}}"])):
+        folder = run.run(recipes.load(path, data), tmp_path / name, say=lambda text: None)
+        found.append(read_weights(folder / "live.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
+    absent = recipes.load(path, ["data={use: tokens, path: absent, size: 8, classes: 2}"], smoke=True)
+    folder = run.run(absent, tmp_path / "smoke", say=lambda text: None)
+    assert (folder / "weights.safetensors").is_file()
+    assert "random: 64" in (folder / "recipe.yaml").read_text()  # whoever reads it knows
 
 
 # What cannot be tokenized
@@ -311,30 +192,3 @@ def test_what_has_no_images_or_no_weights_is_refused(home: Path, tmp_path: Path)
         make(home, tmp_path, "data={use: labels, classes: 2, size: 8}")
     with pytest.raises(PluginError, match="the tokenizer `conv_vq` has no `weights:`"):
         make(home, tmp_path, "tokenizer.weights=null")
-
-
-# Without a cache, in a trial alone
-
-
-def test_smoke_needs_no_cache_and_nothing_else_does_without(
-    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    spec = read(tmp_path / "absent", classes=2)
-    with pytest.raises(DataError, match="no token cache"):
-        spec.build(BLANK)
-    small = spec.smoke()
-    assert (spec.random, small.random, small.content()) == (0, 64, "")
-    data = small.build(BLANK)
-    assert "random tokens stand in" in caplog.text
-    with pytest.raises(DataError, match="add a `tokenizer:` section"):
-        data.source("train").get(torch.tensor([0]))
-    data.meet(Components(loaded(home).recipe).require_tokenizer())
-    batch = next(data.stream(8, 0))
-    assert batch.tokens is not None
-    assert batch.tokens.shape == (8, 4, 1)
-    check_data(lambda context: _met(small.build(context), home))
-
-
-def _met(data: object, home: Path) -> object:
-    data.meet(Components(loaded(home).recipe).require_tokenizer())  # type: ignore[attr-defined]
-    return data

@@ -169,6 +169,7 @@ class Training:
         entries = []
         for spec in settings.terms:
             term: Term = spec.build(context)
+            parts.require_tokens(spec, term)
             entry = Entry(spec.name, term, spec.weight)
             if term.critic is not None and term.player is not None:
                 critic = term.critic.to(self.fabric.device)

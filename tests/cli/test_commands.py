@@ -55,6 +55,20 @@ def test_run(recipe, spy):
     assert fresh.loaded.recipe.train.terms[0].weight == -1
 
 
+def test_tokenize(recipe, spy, capsys):
+    splits = {"train": SimpleNamespace(count=9), "held_out": SimpleNamespace(count=1)}
+    seen = spy("softdimo.tokenize.tokenize", SimpleNamespace(splits=splits))
+    assert main(["tokenize", str(recipe), "--out", "x"]) == 0
+    assert "x holds the tokens of 9 train and 1 held out images" in capsys.readouterr().out
+    full = ["data={use: animals}", "seed=3", "--mirror", "--verify", "--batch-size", "2", "--shard-size", "5"]
+    assert main(["tokenize", str(recipe), *full, "-o", "x", "--threads", "2", "--device", "cpu"]) == 0
+    plain, full = seen.calls
+    assert (plain.out, plain.verify, plain.batch_size, plain.shard_size) == (Path("x"), False, 64, 32768)
+    assert (full.verify, full.batch_size, full.shard_size, full.loaded.recipe.seed) == (True, 2, 5, 3)
+    assert full.loaded.recipe.data.mirror
+    assert main(["tokenize", str(recipe)]) == 2  # where to?
+
+
 def test_sections(recipe, spy):
     for command, name in (("eval", "eval_only"), ("search", "search_only")):
         seen = spy(f"softdimo.run.{name}", Path("x"))

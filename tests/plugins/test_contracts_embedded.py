@@ -6,6 +6,7 @@ A new one is checked as `--smoke` would make it; what cannot be built so, or has
 from __future__ import annotations
 
 import importlib
+import tarfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from PIL import Image
 from softdimo import registry, testing
 from softdimo.kinds import Context, ImageShape, TokenShape
 from softdimo.spec import Spec
+from tests import caches
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 CNN = {"use": "cnn", "width": 4, "features": 8}
@@ -100,7 +102,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "search best_of_n": [{}, {"n": 1, "decode": "soft"}],
     "data animals": [{}, {"mirror": False}],
     "data digits": [{}, {"condition": "digit"}],
-    "data folder": [{"path": "pictures", "size": 8}, {"path": "pictures", "channels": 1, "held_out": 0.4}],
+    "data folder": [
+        {"path": "pictures", "size": 8}, {"path": "pictures", "channels": 1, "held_out": 0.4},
+        {"path": "pictures", "size": 8, "in_memory": False, "mirror": True, "crop": "center"},
+    ],
+    "data labels": [{"classes": 12}, {"classes": 12, "balanced": True}],
+    "data tokens": [{"path": "cache", "size": 8}, {"path": "cache", "size": 8, "verify": True}],
+    "data webdataset": [{"path": "tars", "size": 8}, {"path": "tars", "channels": 1, "mirror": True}],
 } | {
     f"metric {name}": [{"features": CNN}]
     for name in ("frechet", "inception_score", "precision_recall", "density_coverage", "accuracy")
@@ -147,8 +155,8 @@ def test_it_keeps_its_contract(what, settings, tmp_path, monkeypatch):
     kind, name = what.split()
     if name == "pixels":
         pytest.importorskip("timm")
-    if name == "folder":
-        pictures(tmp_path / "pictures")
+    if name in FILES:
+        FILES[name](tmp_path)
         monkeypatch.chdir(tmp_path)
     target = components()[what]
     module, _, cls = target.partition(":")
@@ -158,12 +166,33 @@ def test_it_keeps_its_contract(what, settings, tmp_path, monkeypatch):
     check(kind, spec.smoke() if smoke else spec, here)
 
 
-def pictures(folder: Path) -> None:
+def pictures(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for name, n in (("ant", 9), ("bee", 6), ("cow", 5)):
-        (folder / name).mkdir(parents=True)
+        (folder / "pictures" / name).mkdir(parents=True)
         for i in range(n):
-            Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+            image = Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8))
+            image.save(folder / "pictures" / name / f"{i}.png")
+    return folder / "pictures"
+
+
+def tars(folder: Path) -> None:
+    """The same pictures in a tar."""
+    (folder / "tars").mkdir()
+    with tarfile.open(folder / "tars" / "0.tar", "w") as tar:
+        for i, path in enumerate(sorted(pictures(folder).rglob("*.png"))):
+            tar.add(path, f"{i}.png")
+            label = path.with_suffix(".cls")
+            label.write_text(str("abc".index(path.parent.name[0])))
+            tar.add(label, f"{i}.cls")
+
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "folder": pictures,
+    "webdataset": tars,
+    "tokens": lambda folder: caches.make(caches.write(folder), folder / "cache"),
+}
+"""What some data sets read."""
 
 
 def test_every_kind_is_checked_and_every_case_is_of_something():

@@ -11,17 +11,12 @@ from pydantic import ValidationError
 
 from softdimo import recipe as recipes
 from softdimo import run
+from softdimo.check import check
 from softdimo.errors import DataError
 from softdimo.kinds import Context, ImageShape
-from softdimo.testing import check_data
 from softdimo_plugins.data.labels import Labels
 
 BLANK = Context(ImageShape(1, 1, 1), (), print)
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-def test_contract(balanced: bool) -> None:
-    check_data(Labels(classes=12, balanced=balanced).build)
 
 
 def test_names() -> None:
@@ -81,10 +76,16 @@ def test_a_student_learns_from_labels_alone(student: Path) -> None:
     assert len(list((folder / "samples").glob("*.png"))) == 1
 
 
-def test_a_term_that_needs_tokens_says_so(student: Path) -> None:
-    gan = "train.terms=[{use: gan, discriminator: {use: teacher_features, hidden: 4}}]"
-    with pytest.raises(DataError, match=r"the loss `gan` needs real tokens, but this data gives none; use data with"):
-        run.run(recipes.load(student, [gan]), student.parent / "runs" / "gan", say=lambda text: None)
+def test_a_term_that_needs_tokens_says_so_before_anything_is_trained(student: Path) -> None:
+    gan = "train.terms=[{use: dimo}, {use: gan, discriminator: {use: teacher_features, hidden: 4}}]"
+    loaded, out = recipes.load(student, [gan]), student.parent / "runs" / "gan"
+    message = "the term `gan` looks at real tokens, and the data `labels` gives class labels alone; use data with"
+    with pytest.raises(DataError, match=message):
+        run.run(loaded, out, say=lambda text: None)
+    assert not (out / "log.csv").exists()
+    with pytest.raises(DataError, match=message):
+        check(loaded)
+    check(recipes.load(student))
 
 
 def test_a_network_of_images_says_what_it_needs(student: Path) -> None:

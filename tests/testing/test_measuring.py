@@ -216,11 +216,13 @@ def noisy(img):
 
 
 NOISE = torch.Generator().manual_seed(0)
+LABELS = {"has_images": False, "source": source(lambda batch, index: Batch(batch.cond))}
 
 
 def test_data():
     testing.check_data(data())
     testing.check_data(lambda context: Set(train=4, held_out=1))
+    testing.check_data(data(**LABELS))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,10 @@ def test_data():
         ({"source": source(lambda b, i: Batch(Cond(b.cond.labels - 1), b.images))}, "labels are from 0"),
         ({"source": lambda s, split: Set.source(s, "train")}, "`held_out` must be other samples than `train`"),
         ({"reference": lambda s: torch.utils.data.TensorDataset(torch.zeros(0))}, "the reference must not be empty"),
+        ({"reference": lambda s: s.source("held_out")}, "augmented copies must come last in `train`"),
+        ({"has_images": False}, "`has_images` must say whether a batch has images"),
+        ({"source": source(lambda b, i: Batch(b.cond))}, "`has_images` must say whether a batch has images"),
+        (LABELS | {"stream": streamed(Together)}, "two ranks must not get the same labels"),
         ({"stream": streamed(Forgets)}, "go on exactly where the saved one was"),
         ({"stream": streamed(Drifts)}, "go on exactly where the saved one was"),
         ({"stream": streamed(Together)}, "two ranks must get disjoint shares"),

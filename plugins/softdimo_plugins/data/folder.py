@@ -64,11 +64,12 @@ class Folder(Spec):
         root = Path(self.path).expanduser()
         try:
             files = [file for found in find_classes(root).values() for file in found]
-            stats = [(file, file.stat()) for file in files]
             if not self._kept(len(files)):
-                return hashlib.sha256(
-                    b"".join(f"{file.relative_to(root)}\0{s.st_size}\0".encode() for file, s in stats)
-                ).hexdigest()
+                digest, above = hashlib.sha256(), len(str(root / "x")) - 1
+                for file in files:
+                    digest.update(f"{str(file)[above:]}\0{file.stat().st_size}\0".encode())
+                return digest.hexdigest()
+            stats = [(file, file.stat()) for file in files]
             return _digest(root, tuple((file, s.st_size, s.st_mtime_ns) for file, s in stats))
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -197,10 +198,12 @@ def _images(folder: Path, seen: set[Path]) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    for entry in sorted(folder.iterdir()):
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _images(entry, seen)
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+            yield from _images(folder / entry.name, seen)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield folder / entry.name

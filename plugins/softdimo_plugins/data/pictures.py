@@ -23,7 +23,8 @@ from softdimo_plugins.data.arrays import stratified_split
 Crop = Literal["fit", "center"]
 """`fit`: the largest square around the center, resized at once (Lanczos). `center`: the rule of ADM (guided-diffusion),
 with which ImageNet's usual statistics were made: halved by averaging 2 x 2 pixels while the shorter side is at least
-twice the size, then that side resized to the size (bicubic), then the center cut out."""
+twice the size, then that side resized to the size (bicubic), then the center cut out. Unlike in ADM's script, the
+orientation that a camera has noted is followed."""
 
 
 def threads() -> int:
