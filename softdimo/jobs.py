@@ -124,7 +124,7 @@ def _shares(recipe: Recipe, rows: Sequence[Row], workers: int) -> list[list[int]
     """
     trained = recipe.train.network if recipe.train is not None else None
     cost = {
-        i: row.sampler.passes() if row.sampler is not None else 1.0  # type: ignore[attr-defined]
+        i: len(row.swept()) * (row.sampler.passes() if row.sampler is not None else 1.0)  # type: ignore[attr-defined]
         for i, row in enumerate(rows)
         if _stands_alone(row, trained)
     }

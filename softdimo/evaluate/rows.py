@@ -85,11 +85,20 @@ def real_images(
             raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
 
 
+def at_data(judges: Mapping[str, Metric]) -> bool:
+    """Whether the data's real images are the standard of the metrics: one compares with them, or none with a file."""
+    against = {metric.compares_with for metric in judges.values()}
+    return "data" in against or "file" not in against
+
+
 def reference_images(
     pieces: Pieces, judges: Mapping[str, Metric], n: int | None, batch_size: int, progress: Progress, trial: bool
 ) -> Stream:
-    """The real images that metrics compare with, where one does; noise in a trial without any."""
-    if not (names := [f"`{name}`" for name, metric in judges.items() if metric.compares_with == "data"]):
+    """The real images that metrics compare with; none where files stand for them; noise in a trial without any."""
+    if not at_data(judges):
+        return iter(())
+    names = [f"`{name}`" for name, metric in judges.items() if metric.compares_with == "data"]
+    if not pieces.data.has_images and not names:
         return iter(())
     if not pieces.data.has_images and not trial:
         raise DataError(

@@ -29,6 +29,7 @@ from softdimo.evaluate.rows import (
     Progress,
     Stream,
     Subject,
+    at_data,
     mix,
     real_images,
     reconstruction_split,
@@ -94,11 +95,11 @@ def evaluate(
     """Measure every row, write `path` (eval.json) after each, and return its content.
 
     The reference is the training split without augmented copies, or `reference` images of it; a metric with a reference
-    of its own (a file) keeps to that. A `real` row becomes two:
-    `<name> held out`, the held-out images against the reference (the judge's own accuracy stands here), and
-    `<name> halves`, disjoint random halves of the training data against each other, anew per seed: the floor of
-    distances, of the metrics that compare with the data. Where no row is `real`, both are added all the same (unless
-    the data set has no images, or `real` is false: a part of a table, to be gathered with the rest).
+    of its own (a file) keeps to that. A `real` row becomes two: `<name> held out`, the held-out images against the
+    reference (the judge's own accuracy stands here), and `<name> halves`, disjoint random halves of the training data
+    against each other, anew per seed: the floor of distances (not of metrics with a file, and no such row where files
+    are all that metrics compare with). Where no row is `real`, both are added all the same (unless the data set has no
+    images, or `real` is false: a part of a table, to be gathered with the rest).
 
     Networks draw `samples` images in all for each row, an equal share per seed, for the same balanced conditions in
     every row; the random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
@@ -179,7 +180,7 @@ def _rows(pieces: Pieces, judges: Judges, real: bool) -> list[Row]:
     for subject in subjects:
         if subject.of == "real":
             out.append(Row(f"{subject.name} held out", subject))
-            if any(metric.compares_with == "data" for metric in judges.values()):
+            if at_data(judges):
                 out.append(Row(f"{subject.name} halves", subject, halves=True))
         else:
             out.append(Row(subject.name, subject))

@@ -104,6 +104,7 @@ def _row(recipe: Recipe, row: Row) -> Iterator[tuple[str, str]]:
 def _sweep(row: Row) -> Found:
     if len(row.sweep) > 1:
         yield (), f"sweeps one setting at a time, not {' and '.join(row.sweep)}"
+        return
     for key, values in row.sweep.items():
         if row.sampler is None:
             yield (), "sweeps a setting of the sampler, and this row has none; remove it, or give the row a `sampler:`"

@@ -244,13 +244,30 @@ def provenance(evaluation: Mapping[str, Any]) -> Html | None:
     rows = [("", [name, *(_short(v.get(k, "–")) for k in keys)]) for name, v in known.items()]
     other = [("", [k, _short(v)]) for k, v in evaluator.items() if not isinstance(v, dict)]
     other.append(("", ["evaluator hash", _short(evaluation.get("evaluator_hash", "–"))]))
+    seeds = ", ".join(map(str, evaluation.get("seeds") or []))
+    drawn = [("", [r.get("name", ""), _settings(r["sampler"])]) for r in evaluation.get("rows", []) if r.get("sampler")]
     return details(
         "What these numbers depend on",
         tag("p", "Rows compare only under one evaluator hash: it covers every line below.", class_="hint"),
         tag("div", table(["", ""], other, "Evaluator"), class_="facts"),
         tag("h3", "Metrics"),
         tag("div", table(["metric", *(k.replace("_", " ") for k in keys)], rows, "Fingerprints"), class_="facts"),
+        [tag("h3", f"Samplers, seeds {seeds}"), tag("div", table(["", ""], drawn, "Samplers"), class_="facts")]
+        if drawn
+        else None,
     )
+
+
+def _settings(value: Any) -> str:
+    """Settings on one line, those that are null left out."""
+    if isinstance(value, Mapping):
+        inner = {k: v for k, v in value.items() if v is not None}
+        return ", ".join(f"{k}: {_nested(v)}" for k, v in inner.items())
+    return str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"{{{_settings(value)}}}" if isinstance(value, Mapping) else str(value)
 
 
 def _short(value: Any) -> object:

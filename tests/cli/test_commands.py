@@ -216,6 +216,8 @@ def test_wrong_usage(recipe, capsys, arguments):
 def test_help_and_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("softdimo ")
-    for command in ("run", "check", "explain", "sample", "search", "eval", "compare", "export", "schema", "new"):
+    for command in (
+        "run", "check", "explain", "sample", "search", "eval", "statistics", "compare", "export", "schema", "new",
+    ):  # fmt: skip
         assert main([command, "--help"]) == 0
         assert "Usage: softdimo " + command in " ".join(capsys.readouterr().out.split())

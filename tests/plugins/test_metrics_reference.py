@@ -171,7 +171,7 @@ def test_damaged_files(file, tmp_path):
             FrechetMetric(Pooled(), file=tmp_path / name),
             PrecisionRecallMetric(Pooled(), 3, None, None, file=tmp_path / name),
         ):
-            with pytest.raises(DataError, match="fetch it again|not an npz file"):
+            with pytest.raises(DataError, match=r"not an npz file.*fetch it again"):
                 metric.fingerprint()
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match="is not an npz file"):

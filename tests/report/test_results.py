@@ -34,6 +34,16 @@ def test_reservations_of_metrics_are_shown(tmp_path: Path) -> None:
     assert "s: use more images" in str(metrics_part(Folder(tmp_path)))
 
 
+def test_sweeps_samplers_and_seeds_are_told(tmp_path: Path) -> None:
+    settings = {"use": "one_step", "temperature": 7.0, "top_k": None, "init": {"r_init": 0.6, "sigma": None}}
+    swept = row("s, temperature 7", "student", 1, 5.0, 0.9, sampler=settings) | {"sweep": {"temperature": [1.0, 7.0]}}
+    write_json(tmp_path / "eval.json", evaluation() | {"seeds": [4, 5], "rows": [swept, row("r", "real", 0, 5.0, 0.9)]})
+    part = str(metrics_part(Folder(tmp_path)))
+    assert part.count("temperature was swept (1.0, 7.0): whoever quotes the best of these rows chose it") == 1
+    assert "Samplers, seeds 4, 5" in part
+    assert "use: one_step, temperature: 7.0, init: {r_init: 0.6}" in part
+
+
 def test_without_numbers_there_is_no_section(tmp_path: Path) -> None:
     assert metrics_part(Folder(tmp_path)) is None
     write_json(tmp_path / "eval.json", evaluation() | {"rows": []})

@@ -37,7 +37,8 @@ class Inception(PublicSpec):
     """Features: pool3 (2048); logits: 1008, without the bias of the last layer, as the Inception score's authors do.
 
     The layers are those of torch-fidelity's port (`inception-v3-compat`), whose weights are converted from the graph of
-    2015-12-05. `weights` names that file; softdimo does not fetch it by itself.
+    2015-12-05. `weights` names that file; softdimo does not fetch it by itself. Tests compare the network with theirs
+    under random weights; nobody has measured with the public file yet.
     """
 
     published: ClassVar[Published] = Published(
