@@ -32,7 +32,7 @@ def unavailable(ref: RecipeRef) -> Path:
 
 
 def locate(weights: Weights, ensure: Ensure) -> Path:
-    """A local safetensors file: given by path (file or run folder), on the hub, or made by another recipe."""
+    """A local file: given by path (file or run folder), on the hub, or made by another recipe."""
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
@@ -176,16 +176,20 @@ class Components:
         weights = spec.weights if isinstance(spec, NetworkSpec) else None
         if weights is None or self.device.type == "meta":
             return
-        path = locate(weights, self.ensure)
-        loader = getattr(spec, "load_weights", None)
-        if loader is not None:
-            loader(module, path)
-        else:
-            load_strict(module, read_weights(path), path)
+        fill(module, spec, locate(weights, self.ensure))
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         """Build on `meta` without allocating; elsewhere build on the CPU, so that seeds mean the same everywhere."""
         return torch.device("meta") if self.device.type == "meta" else contextlib.nullcontext()
+
+
+def fill(module: nn.Module, spec: Spec | None, path: Path) -> None:
+    """Load a file of weights, strictly, as the network's settings read it: some know public files besides our own."""
+    loader = getattr(spec, "load_weights", None)
+    if loader is not None:
+        loader(module, path)
+    else:
+        load_strict(module, read_weights(path), path)
 
 
 def learns_from_tokens(train: Train) -> bool:

@@ -89,7 +89,9 @@ def _flow(recipe: Recipe, train: Train, terms: list[TermView]) -> list[str]:
     pairs.append(("L_gen", f"gradients of {', '.join(t.name for t in terms)} at z_θ, weighted, one backward"))
     critics = [t.name for t in terms if t.player]
     if critics:
-        pairs.append(("critics", f"{', '.join(critics)}: each then trains on the same x_θ, detached"))
+        fresh = [t.name for t in train.terms if getattr(t, "fresh_samples", False)]
+        anew = f"; {', '.join(fresh)} on x_θ drawn anew" if fresh else ""
+        pairs.append(("critics", f"{', '.join(critics)}: each then trains on the same x_θ, detached{anew}"))
     return _pairs(pairs)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from softdimo import recipe as recipes
-from softdimo.build import PRODUCT, Components, locate
+from softdimo.build import PRODUCT, Components, fill, locate
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate import Pieces, Progress, Subject, evaluate, network_digests, reference_images
-from softdimo.files import atomic, load_strict, read_weights, write_json
+from softdimo.files import atomic, write_json
 from softdimo.folder import environment
 from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.math.init import Init
@@ -171,7 +171,7 @@ def student(parts: Components, weights: Weights | None, product: Path) -> Teache
     if weights is None and (parts.recipe.train is None or parts.recipe.train.network != "student"):
         raise RecipeError("this recipe trains no student, so a row of one needs `weights:`")
     net = parts.context().copy_teacher().requires_grad_(False).eval()
-    load_strict(net, read_weights(path), path)
+    fill(net, parts.recipe.teacher, path)
     return net
 
 

@@ -77,10 +77,10 @@ def test_measurements_come_after_training_with_what_they_need(home: Path) -> Non
     ]
 
 
-@pytest.mark.parametrize("share_t", [False, True])
-def test_the_passes_that_dimo_states_are_those_it_takes(share_t: bool) -> None:
+@pytest.mark.parametrize("switch", [{}, {"share_t": True}, {"fresh_samples": True}], ids=str)
+def test_the_passes_that_dimo_states_are_those_it_takes(switch: dict[str, bool]) -> None:
     ctx, passes, n = context(), 0.0, 6
-    spec = DiMO(use="dimo", player=players(), share_t=share_t)
+    spec = DiMO(use="dimo", player=players(), **switch)
     algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False, dimo=spec)
 
     def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: object) -> None:

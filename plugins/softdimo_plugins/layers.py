@@ -62,13 +62,13 @@ def run_blocks(
 
 
 def soft_rows(
-    table: Float[Tensor, "rows D"], probs: Float[Tensor, "*units V"], mask: Bool[Tensor, "*units"] | None
+    table: Float[Tensor, "rows D"], probs: Float[Tensor, "*units V"], mask: Bool[Tensor, "*units"] | None, masked: int
 ) -> Float[Tensor, "*units D"]:
-    """E^T p over the first V rows of a table, in the table's precision; row V where masked."""
+    """E^T p over the first V rows of a table, in the table's precision; the row `masked` where masked."""
     V = probs.shape[-1]
     with full_precision(probs.device):
         probs = probs.to(table.dtype)
         if mask is None:
             return probs @ table[:V]
         e = probs.masked_fill(mask[..., None], 0) @ table[:V]
-        return e + mask[..., None].to(e.dtype) * table[V]
+        return e + mask[..., None].to(e.dtype) * table[masked]

@@ -68,8 +68,9 @@ class TableTeacher(Teacher):
         return functional.embedding(tokens[..., 0], self.tok_emb.weight)
 
     def soften(self, probs: Probs, mask: Mask | None = None) -> Embedding:
-        """E^T p; the mask's row where masked."""
-        return soft_rows(self.tok_emb.weight, probs[:, :, 0], None if mask is None else mask[:, :, 0])
+        """E^T p; the mask's row where masked. A last column beyond the codes is the mask's own probability."""
+        at = None if mask is None else mask[:, :, 0]
+        return soft_rows(self.tok_emb.weight, probs[:, :, 0], at, self.shape.V)
 
     def table_rms(self) -> Tensor:
         """Root mean square over the codes' rows."""

@@ -70,15 +70,16 @@ class Distillation:
         rng: torch.Generator,
         fabric: Fabric,
         lead: int = 0,
+        dropout: bool = False,
     ) -> None:
         self.generator, self.ema, self.terms, self.init, self.relaxation = generator, ema, list(terms), init, relaxation
-        self.tokenizer, self.rng, self.fabric, self.lead = tokenizer, rng, fabric, lead
+        self.tokenizer, self.rng, self.fabric, self.lead, self.dropout = tokenizer, rng, fabric, lead, dropout
         self.network: nn.Module = generator.raw
 
     def step(self, iteration: int, real: Batch) -> Logs:
         """One iteration of Algorithm 1."""
         logs: Logs = {}
-        theta: Teacher = self.generator.module.eval()  # type: ignore[assignment]  # dropout off, as for the teacher
+        theta: Teacher = self.generator.module.train(self.dropout)  # type: ignore[assignment]
         turn = iteration >= self.lead and self.generator.due(iteration)
 
         with torch.set_grad_enabled(turn), self.fabric.autocast():

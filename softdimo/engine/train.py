@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from softdimo.build import PRODUCT, Components, learns_from_tokens, locate, needs_weights
+from softdimo.build import PRODUCT, Components, fill, learns_from_tokens, locate, needs_weights
 from softdimo.cursor import Conditions
 from softdimo.engine import fit
 from softdimo.engine.algorithm import Algorithm, Distillation, Entry
@@ -25,6 +25,7 @@ from softdimo.errors import DataError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights
 from softdimo.kinds import Cursor, Data, Features, Teacher, Term, Tokenizer
 from softdimo.recipe.model import Train
+from softdimo.spec import Spec
 
 Sampled = Callable[[int, Algorithm], None]
 """Called with the number of finished iterations and the algorithm, every `sample_every` iterations."""
@@ -119,7 +120,7 @@ class Training:
             raise RecipeError(f"train.network is {settings.network}, but the recipe has no section of that name")
         network = parts.fresh(spec)
         parts.load(network, spec)
-        self._start(network)
+        self._start(network, spec)
         network.requires_grad_(True)
         self._recompute(network)
         player = self._player(settings.network, network)
@@ -135,12 +136,12 @@ class Training:
             objective = fit.features_objective(network, rng)
         return fit.Fit(player, self._ema(network), objective, self.fabric)
 
-    def _start(self, network: nn.Module) -> Path | None:
+    def _start(self, network: nn.Module, spec: Spec | None) -> Path | None:
         """Load the weights of the earlier run that `train.start.from` names, if it names one; returns their file."""
         start = self.settings.start.from_
         origin = None if start is None else locate(start, self.parts.ensure)
         if origin is not None:
-            load_strict(network, read_weights(origin), origin)
+            fill(network, spec, origin)
         return origin
 
     def _start_critic(self, name: str, critic: nn.Module, run: Path) -> None:
@@ -164,7 +165,7 @@ class Training:
         self._recompute(student)
         for net in (parts.require_teacher(), student):
             self._compile(net)
-        origin = self._start(student)
+        origin = self._start(student, parts.recipe.teacher)
         entries = []
         for spec in settings.terms:
             term: Term = spec.build(context)
@@ -190,6 +191,7 @@ class Training:
             rng=rng,
             fabric=self.fabric,
             lead=settings.start.lead,
+            dropout=settings.dropout,
         )
 
     def _export(self, algorithm: Algorithm) -> Path:

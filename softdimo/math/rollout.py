@@ -29,7 +29,7 @@ def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
 @dataclass
 class Roll:
     """One batch of student output. Terms reach the student's weights through `logits` only: all else derives from it,
-    except `student_at`, which has no gradient.
+    except `student_at` and `again`, which have no gradient.
 
     In the generator's turn `logits` is a leaf that requires grad: each term's gradient there is taken separately,
     weighted, summed, and back-propagated through the student once.
@@ -48,6 +48,8 @@ class Roll:
     student_at: Callable[[Tokens, Mask], UnitLogits]
     """The student's logits [N V] at the masked units of other tokens x_t, without gradient: one more pass."""
     tokenizer: Tokenizer | None = None
+    again: Callable[[Cond], Roll] | None = None
+    """What the student, as it is when this is called, draws for other conditions from new x_init: one more pass."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What a term keeps from its generator loss for its critic loss in the same iteration."""
 
@@ -97,7 +99,12 @@ def rollout(
     def student_at(x_t: Tokens, mask: Mask) -> UnitLogits:
         return wide(net(net.embed(x_t), cond, at=mask).logits)
 
-    return Roll(cond, x_init, e_init, leaf, tokens, rng, relaxation or Relaxation(), student_at, tokenizer), z
+    @torch.no_grad()
+    def again(other: Cond) -> Roll:
+        return rollout(net, other, init, rng, relaxation, tokenizer)[0]
+
+    relaxed = relaxation or Relaxation()
+    return Roll(cond, x_init, e_init, leaf, tokens, rng, relaxed, student_at, tokenizer, again), z
 
 
 def generate(net: Teacher, cond: Cond, init: Init, rng: torch.Generator, temperature: float = 1.0) -> Tokens:

@@ -41,6 +41,8 @@ def _train(recipe: Recipe, train: Train) -> Found:
     if train.sampler is not None and train.network not in ("student", "teacher"):
         yield ("train", "sampler"), f"draws samples of a teacher, but `train.network` is {train.network}"
     if train.network != "student":
+        if train.dropout:
+            yield ("train", "dropout"), f"is about the student, but `train.network` is {train.network}"
         if train.terms:
             yield ("train", "terms"), f"belong to the student's L_gen, but `train.network` is {train.network}"
         if train.start.lead:

@@ -66,6 +66,9 @@ class Train(Settings):
     """How the student's tokens become differentiable for embeddings and decoders."""
     terms: tuple[Annotated[LossSpec, component("loss")], ...] = ()
     """Terms of L_gen, summed with their weights. Student only."""
+    dropout: bool = False
+    """The student's dropout acts while it trains, as in the public Di[M]O code. Student only: what is trained on data
+    always has it."""
     start: Start = Start()
     """An earlier run to start from."""
     sampler: Annotated[Spec, component("sampler")] | None = None

@@ -52,7 +52,7 @@ def smoke(recipe: Recipe) -> Recipe:
                 "batch_size": min(4, small.train.batch_size),
                 "start": start.model_copy(update={"lead": min(1, start.lead)}),
                 "log_every": 1,
-                "sample_every": 1,
+                "sample_every": min(2, small.train.iterations),
             }
         )
     if small.eval is not None:
@@ -60,7 +60,7 @@ def smoke(recipe: Recipe) -> Recipe:
         update["eval"] = small.eval.model_copy(
             update={
                 "samples": samples,
-                "reference": 200 if small.eval.reference is None else min(200, small.eval.reference),
+                "reference": min(64, small.eval.reference or 64),
                 "batch_size": min(samples, small.eval.batch_size),
                 "seeds": small.eval.seeds[:2],
                 "rows": tuple(

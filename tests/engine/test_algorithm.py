@@ -132,13 +132,16 @@ def test_cadence_and_accumulation() -> None:
     assert updates == [0, 0, 1, 1, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("share_t", "expected"), [(False, 9), (True, 8)])
-def test_network_passes_per_iteration(share_t: bool, expected: int) -> None:
-    """Forward 1, backward 2; teacher guided (2), re-using x_theta for psi: 9, and 8 when psi's forward is shared."""
+@pytest.mark.parametrize(("switch", "expected"), [({}, 9), ({"share_t": True}, 8), ({"fresh_samples": True}, 10)])
+def test_network_passes_per_iteration(switch: dict[str, bool], expected: int) -> None:
+    """Forward 1, backward 2; teacher guided (2), re-using x_theta for psi: 9, and 8 when psi's forward is shared.
+
+    The public code draws anew for psi: 10.
+    """
     ctx = context()
-    algorithm = distillation(
-        ctx, torch.Generator().manual_seed(0), gan=False, dimo=DiMO(use="dimo", player=players(), share_t=share_t)
-    )
+    spec = DiMO(use="dimo", player=players(), **switch)  # type: ignore[arg-type]
+    algorithm = distillation(ctx, torch.Generator().manual_seed(0), gan=False, dimo=spec)
+    assert 3 + sum(spec.passes().values()) == expected
     assert ctx.teacher is not None
     passes = 0.0
     n = 6
@@ -154,6 +157,18 @@ def test_network_passes_per_iteration(share_t: bool, expected: int) -> None:
         net.register_forward_hook(count)
     algorithm.step(0, batch(n))
     assert passes == expected
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_students_dropout_acts_when_asked_for(dropout: bool) -> None:
+    algorithm = distillation(
+        context(), torch.Generator().manual_seed(0), gan=False, dimo=DiMO(use="dimo", fresh_samples=True)
+    )
+    algorithm.dropout = dropout
+    modes: list[bool] = []
+    algorithm.network.register_forward_hook(lambda module, args, out: modes.append(module.training))
+    algorithm.step(0, batch())
+    assert modes == [dropout, dropout]
 
 
 def test_a_term_without_finite_loss_stops_with_its_name() -> None:

@@ -71,6 +71,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "loss dimo": [
         {},
         {"share_t": True},
+        {"fresh_samples": True, "dropout": True},
         {"jacobian": "student"},
         {"normalization": "mean_masked"},
         {"auxiliary": "none", "player": None},

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 
 from softdimo.errors import PluginError
-from softdimo.kinds import Batch, Context, Logs, Teacher
+from softdimo.kinds import Batch, Cond, Context, Logs, Teacher
 from softdimo.math.divergence import Divergence, softmax_gradient, surrogate
 from softdimo.math.guidance import Guidance, guided_logits
 from softdimo.math.mdm import mdm_loss, remask, unit_cross_entropy
@@ -55,6 +55,14 @@ class DiMO(LossSpec):
     """Label smoothing of psi's cross-entropy (the public code: 0.1, as its teacher was trained)."""
     share_t: bool = False
     """One re-masked sequence for both updates: 8 network passes instead of 9."""
+    fresh_samples: bool = False
+    """Train psi on samples that the student draws after its step, from new x_init and new labels (the public code), not
+    on the x_theta that g was computed for (the paper): 10 passes instead of 9. Labels are uniform over the data's
+    classes; with prompts the conditions of the batch stay."""
+    dropout: bool = False
+    """Dropout acts in the teacher and in psi where g is computed, as in the public MaskGIT code, whose networks never
+    leave training mode. In psi it always acts while psi trains (but not with `share_t`); for the student's see
+    `train.dropout`."""
     player: Player | None = Player()
     """How psi trains; null when there is none."""
 
@@ -65,9 +73,11 @@ class DiMO(LossSpec):
 
     @model_validator(mode="after")
     def _of_psi(self) -> Self:
-        if self.auxiliary == "none" and (self.share_t or self.label_smoothing):
-            name = "share_t" if self.share_t else "label_smoothing"
-            raise ValueError(f"{name} is about training psi, and with auxiliary: none there is no psi; remove it")
+        for name in ("share_t", "fresh_samples", "label_smoothing"):
+            if self.auxiliary == "none" and getattr(self, name):
+                raise ValueError(f"{name} is about training psi, and with auxiliary: none there is no psi; remove it")
+        if self.share_t and self.fresh_samples:
+            raise ValueError("share_t trains psi on the samples of g, fresh_samples on others: choose one")
         if self.auxiliary != "none" and self.player is None:
             raise ValueError("psi trains, so it needs a player; give its settings, or auxiliary: none")
         return self
@@ -81,7 +91,8 @@ class DiMO(LossSpec):
         trained = 2.0 if isinstance(self.auxiliary, Lora) else 3.0  # the adapters' own passes are next to nothing
         if self.share_t:
             return teacher | {"auxiliary, queried and trained": trained}
-        return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": trained / self.player.every}
+        fresh = {"student, once more for psi": 1.0 / self.player.every} if self.fresh_samples else {}
+        return teacher | {"auxiliary, queried": 1.0, "auxiliary, trained": trained / self.player.every} | fresh
 
     def build(self, context: Context) -> DiMOTerm:
         """The term, with its psi."""
@@ -91,14 +102,16 @@ class DiMO(LossSpec):
             psi: Teacher | None = LoraTeacher(context.teacher, self.auxiliary)
         else:
             psi = None if self.auxiliary == "none" else context.copy_teacher()
-        return DiMOTerm(self, context.teacher, psi, context.schedule)
+        return DiMOTerm(self, context.teacher, psi, context.schedule, len(context.classes))
 
 
 class DiMOTerm:
     """L_DiMO and the auxiliary model psi that it owns; None where the student stands in for it."""
 
-    def __init__(self, spec: DiMO, teacher: Teacher, auxiliary: nn.Module | None, schedule: Schedule) -> None:
-        self.spec, self.teacher, self.player = spec, teacher, spec.player
+    def __init__(
+        self, spec: DiMO, teacher: Teacher, auxiliary: nn.Module | None, schedule: Schedule, classes: int = 1
+    ) -> None:
+        self.spec, self.teacher, self.player, self.classes = spec, teacher, spec.player, classes
         self.schedule: Schedule = spec.schedule or schedule
         self.shares_forward = spec.share_t
         self.critic: nn.Module | None = auxiliary
@@ -120,7 +133,9 @@ class DiMOTerm:
         z = roll.logits[mask]
         with torch.no_grad():
             p = aux.detach()
-            q = guided_logits(self.teacher, self.teacher.embed(x_t), roll.cond, self._scale(mask), at=mask)
+            teacher = self.teacher.train(spec.dropout)
+            q = guided_logits(teacher, teacher.embed(x_t), roll.cond, self._scale(mask), at=mask)
+            teacher.eval()
             g = spec.divergence.gradient(p, q) if spec.jacobian == "auxiliary" else softmax_gradient(z, p, q)
             counts = mask.sum((1, 2))
             value = spec.divergence.value(p, q)
@@ -137,7 +152,7 @@ class DiMOTerm:
         """psi's logits at the masked units of x_t [N V]; the student's own where there is no psi."""
         if self.critic is None:
             return roll.student_at(x_t, mask)
-        psi = self.auxiliary.eval()
+        psi = self.auxiliary.train(self.spec.dropout)
         return wide(psi(psi.embed(x_t), roll.cond, at=mask).logits)
 
     def _scale(self, mask: Mask) -> float | PerSample:
@@ -148,14 +163,24 @@ class DiMOTerm:
 
     def critic_loss(self, roll: Roll, real: Batch) -> tuple[Tensor, Logs]:
         """Masked cross-entropy of psi on the student's samples (the MDM loss)."""
-        if self.spec.name in roll.shared:  # psi stays in evaluation mode, in which its pass was made
+        if self.spec.name in roll.shared:  # psi stays in the mode in which its pass was made
             logits, target = roll.shared.pop(self.spec.name)
             loss = unit_cross_entropy(logits, target, self.spec.label_smoothing)
         else:
+            if self.spec.fresh_samples:
+                assert roll.again is not None
+                roll = roll.again(self._new_labels(roll))
             mask, x_t = remask(roll.tokens, self.teacher, self.schedule, roll.rng, self.spec.ratios)
             psi = self.auxiliary.train()
             loss, _ = mdm_loss(psi, x_t, roll.tokens, mask, roll.cond, self.spec.label_smoothing)
         return loss, {"auxiliary_ce": loss.detach()}
+
+    def _new_labels(self, roll: Roll) -> Cond:
+        """As many uniform labels; the same conditions where they are prompts or encodings."""
+        if roll.cond.prompts or roll.cond.tensors:
+            return roll.cond
+        labels = torch.randint(self.classes, (len(roll.cond),), generator=roll.rng, device=roll.rng.device)
+        return Cond(labels.to(roll.cond.labels.device))
 
 
 def entropy(logits: Tensor) -> Tensor:

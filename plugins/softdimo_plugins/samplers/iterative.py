@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,10 @@ class Iterative(Spec):
     """Scale over the steps: step i has progress i / (steps - 1), a single step has progress 1."""
     temperature: Positive = 1.0
     """Divides the (guided) logits before tokens are drawn."""
+
+    def smoke(self) -> Self:
+        """Two steps."""
+        return self.model_copy(update={"steps": min(2, self.steps)})
 
     def scale(self, step: int) -> float:
         """Guidance scale of a step."""
@@ -66,7 +70,7 @@ class Iterative(Spec):
         else:
             x = tokens.view(B, net.shape.L, net.shape.G)
             z = guided_logits(net, net.embed(x), cond, self.scale(step), at=at.view_as(x))
-        return z.view(B, -1, V) / self.temperature
+        return z[..., :V].reshape(B, -1, V) / self.temperature  # never the mask, where a network has it as a class
 
     @torch.no_grad()
     def in_order(self, net: Teacher, cond: Cond, order: Int[Tensor, "B units"], rng: torch.Generator) -> Tokens:

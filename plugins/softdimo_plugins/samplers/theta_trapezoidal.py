@@ -70,7 +70,8 @@ class ThetaTrapezoidal(Spec):
 
     def logits(self, net: Teacher, x: Tokens, cond: Cond, at: Mask, t: float) -> UnitLogits:
         """Guided logits over the temperature at the units `at` at time t."""
-        return wide(guided_logits(net, net.embed(x), cond, self.guidance.at(1 - t), at=at)) / self.temperature
+        z = guided_logits(net, net.embed(x), cond, self.guidance.at(1 - t), at=at)
+        return wide(z[..., : net.shape.V]) / self.temperature  # never the mask, where a network has it as a class
 
 
 def jump(expected: Float[Tensor, "N V"], rng: torch.Generator) -> Int[Tensor, "N"]:

@@ -79,9 +79,8 @@ class Halton(PublicTransformer):
         return HaltonTeacher(self, one_group(self.use or "halton", context, self.classes))
 
     def smoke(self) -> Self:
-        """Two narrow blocks, with random weights instead of a file's."""
-        tiny = {"width": 32, "depth": 2, "heads": 2, "hidden": 64}
-        return self.model_copy(update=tiny | self.without_public_weights())
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 def modulation(width: int, n: int) -> nn.Sequential:

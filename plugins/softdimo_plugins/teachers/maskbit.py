@@ -85,8 +85,8 @@ class MaskBit(PublicTransformer):
         return MaskBitTeacher(self, shape)
 
     def smoke(self) -> Self:
-        """Two narrow blocks, with random weights instead of a file's."""
-        return self.model_copy(update={"width": 32, "depth": 2, "heads": 2, "mlp": 64} | self.without_public_weights())
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 class Branch(nn.Module):

@@ -40,7 +40,7 @@ class MaskGit(PublicTransformer):
     """Bidirectional transformer over the tokens and a class token; tokens and classes share a table, tied to the head.
 
     The public network has one more output than there are codes, for the mask id; here the mask is an input only, and
-    the head leaves that output out.
+    the head leaves that output out unless `mask_class` is set.
     """
 
     published: ClassVar[Published] = Published(
@@ -59,6 +59,9 @@ class MaskGit(PublicTransformer):
     """Classes that the network knows; those of the data are the first of them."""
     dropout: Fraction = 0.1
     """In attention and feed-forward layers, in training mode only."""
+    mask_class: bool = False
+    """The mask is a class too, as in the public code: V + 1 logits in the losses, and a one-step student can draw the
+    mask, which tokenizers then read as the last code. Samplers of several steps never draw it."""
 
     def build(self, context: Context) -> MaskGitTeacher:
         """The network for the tokens of `context`, with fresh weights."""
@@ -68,8 +71,8 @@ class MaskGit(PublicTransformer):
         return MaskGitTeacher(self, shape)
 
     def smoke(self) -> Self:
-        """Two narrow blocks, with random weights instead of a file's."""
-        return self.model_copy(update={"width": 32, "depth": 2, "heads": 2, "mlp": 64} | self.without_public_weights())
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 def one_group(name: str, context: Context, classes: int) -> TokenShape:
@@ -164,8 +167,8 @@ class MaskGitTeacher(TableTeacher):
         super().__init__()
         self.shape, self.width, self.depth, self.classes = shape, spec.width, spec.depth, spec.classes
         D, ids = spec.width, shape.V + spec.classes + 2
-        self.outputs = shape.V
-        """Logits per token; V + 1 adds the public network's own for the mask id, for comparisons with it."""
+        self.outputs = shape.V + spec.mask_class
+        """Logits per token."""
         self.pos_emb = nn.Parameter(torch.empty(1, shape.L + 1, D).normal_(std=0.02))  # the class token's is the last
         self.bias = nn.Parameter(torch.zeros(shape.L + 1, ids))
         self.tok_emb = nn.Embedding(ids, D)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -288,18 +289,20 @@ class VQGANTokenizer(Tokenizer):
         return nearest_code(z.flatten(0, 1), self.codes()).view(len(z), -1, 1)
 
     def decode(self, tokens: Tokens, cond: Cond | None = None) -> Image:
-        """Images of token ids in [0, V)."""
-        return self.shown(functional.embedding(tokens[..., 0], self.codes()))
+        """Images of token ids in [0, V). V, which a student draws where the mask is a class, is read as V - 1, as the
+        public code does."""
+        return self.shown(functional.embedding(tokens[..., 0].clamp(max=self.shape.V - 1), self.codes()))
 
     def decode_soft(self, probs: Probs, cond: Cond | None = None) -> Image:
         """Images of the expected codes sum_v p_v C_v; differentiable in `probs`."""
         return self.shown(self.expected(probs))
 
     def expected(self, probs: Probs) -> Float[Tensor, "B L dim"]:
-        """Expected codes, in the codebook's precision."""
-        codes = self.codes()
+        """Expected codes, in the codebook's precision; a mask's probability is the last code's, as in `decode`."""
+        codes, p = self.codes(), probs[:, :, 0]
+        codes = codes if p.shape[-1] == self.shape.V else torch.cat([codes, codes[-1:]])
         with full_precision(probs.device):
-            return probs[:, :, 0].to(codes.dtype) @ codes
+            return p.to(codes.dtype) @ codes
 
     def shown(self, z: Float[Tensor, "B L dim"]) -> Image:
         """Images in [0, 1] of latents."""
