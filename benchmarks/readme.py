@@ -67,13 +67,13 @@ def whole() -> str:
 def ablations(result: dict[str, Any]) -> str:
     """Three ablations."""
     one = result["r_init"]
+    trainings = len(one.get("training_seeds", [0]))
+    over = f"{trainings} training seeds" if trainings > 1 else f"{len(one['seeds'])} sampling seeds, one training seed"
+    option = f" --seeds {trainings}" if trainings > 1 else ""
     return "\n\n".join(
         [
-            "## Ablations\n\n`python benchmarks/ablations.py RUNS` ("
-            + tables.made_by(result)
-            + f"): 400 iterations of "
-            f"Di[M]O on the animals job, {one['samples']} images a row, ± over {len(one['seeds'])} sampling seeds, one "
-            "training seed.",
+            f"## Ablations\n\n`python benchmarks/ablations.py RUNS{option}` ({tables.made_by(result)}): 400 iterations "
+            f"of Di[M]O on the animals job, {one['samples']} images a row, ± over {over}.",
             "![Four panels: Fréchet distance over r_init, with and without an auxiliary, agreement of gradients, one "
             "mask ratio only](results/ablations.png)",
             "r_init, the fraction of mask tokens in x_init:",
@@ -81,8 +81,11 @@ def ablations(result: dict[str, Any]) -> str:
             "The auxiliary model. Time is that of one iteration on one thread, all variants in turns; state is what "
             "training adds to the frozen teacher: weights, gradients, Adam's averages.",
             tables.ablation(result, "auxiliary"),
-            "The consistency assumption: Di[M]O takes the student's Jacobian at x_init instead of x_t. Students that "
-            "were trained with re-masked states of one mask ratio only:",
+            "The consistency assumption: Di[M]O takes the student's Jacobian at x_init instead of x_t. How far x_t is "
+            "from x_init (RMS of the embeddings, in units of the table's), and the cosine of the two gradients, at the "
+            "end of training:",
+            tables.agreement(result),
+            "Students that were trained with re-masked states of one mask ratio only:",
             tables.ablation(result, "consistency"),
         ]
     )

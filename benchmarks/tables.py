@@ -102,22 +102,53 @@ def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:
 
 
 def ablation(result: Result, name: str) -> str:
-    """One ablation's students."""
+    """One ablation's students; beside them what auxiliaries cost, or how far x_t is and the cosine of the gradients."""
     found = result[name]
-    costs = result["costs"] if name == "auxiliary" else {}
+    extras = {"auxiliary": _costs, "consistency": _at_its_ratio}.get(name, lambda result: ((), {}))
+    more, cells = extras(result)
     body = []
     for r in found["rows"]:
-        cells = [f"{r[m]['value']:.3g} ± {r[m]['sd'] or 0:.2g}" for m in MAIN]
-        cost = costs.get(r["name"])
-        extra = [f"{cost['milliseconds']:.0f}", f"{cost['state_bytes'] / 2**20:.2f}"] if cost else []
-        body.append([r["name"], *cells, *extra])
-    heads = [
-        "",
-        "Fréchet distance ↓",
-        *(f"{m} ↑" for m in MAIN[1:]),
-        *(("ms/iteration", "state, MiB") if costs else ()),
-    ]
-    return table(heads, body)
+        shown = [f"{r[m]['value']:.3g} ± {r[m]['sd'] or 0:.2g}" for m in MAIN]
+        body.append([r["name"], *shown, *(cells.get(r["name"], [""] * len(more)))])
+    return table(["", "Fréchet distance ↓", *(f"{m} ↑" for m in MAIN[1:]), *more], body)
+
+
+Extra = tuple[Sequence[str], Mapping[str, Sequence[str]]]
+"""Heads of more columns, and their cells by row."""
+
+
+def _costs(result: Result) -> Extra:
+    costs = result["costs"].items()
+    heads = ("ms/iteration", "state, MiB")
+    return heads, {n: [f"{c['milliseconds']:.0f}", f"{c['state_bytes'] / 2**20:.2f}"] for n, c in costs}
+
+
+def _at_its_ratio(result: Result) -> Extra:
+    """Of students of one mask ratio, whose gradients were compared at it."""
+    cells = {}
+    for student in result["gradients"]:
+        if student["name"].startswith("mask ratio"):
+            ratio = float(student["name"].split()[2])
+            (at,) = (a for a in student["at"] if a["ratio"] == ratio)
+            cells[student["name"]] = [f"{at['distance']:.2f}", f"{at['cosine']:.2f}"]
+    return (("distance of x_t", "cosine"), cells) if cells else ((), {})
+
+
+def agreement(result: Result) -> str:
+    """Distance of x_t and cosine of the gradients at every mask ratio, beside the student's Fréchet distance."""
+    distances = {r["name"]: r["fd"] for name in ("r_init", "consistency") for r in result[name]["rows"]}
+    students = [g for g in result["gradients"] if not g["name"].startswith("mask ratio")]
+    body = []
+    for student in students:
+        fd = distances[student["name"]]
+        cells = [f"{a['distance']:.2f}: {a['cosine']:.2f}{_spread(a.get('cosine_sd'))}" for a in student["at"]]
+        body.append([student["name"], f"{fd['value']:.3g} ± {fd['sd'] or 0:.2g}", *cells])
+    ratios = [f"mask ratio {a['ratio']:g}" for a in students[0]["at"]]
+    return table(["", "Fréchet distance ↓", *ratios], body)
+
+
+def _spread(sd: float | None) -> str:
+    return "" if sd is None else f" ± {sd:.2f}"
 
 
 def toy(result: Result) -> str:
