@@ -22,7 +22,7 @@ PUBLISHED = Path(__file__).parent / "published"
 COLUMNS = {
     "fid": "FID ↓", "is": "IS ↑", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
     "coverage": "coverage ↑", "coco30k_fid": "COCO FID ↓", "clip": "CLIP ↑", "geneval_overall": "GenEval ↑",
-    "hps21_mean": "HPS v2.1 ↑",
+    "hps21_mean": "HPS v2.1 ↑", "overall": "GenEval ↑", "mean": "HPS v2.0 ↑",
 }  # fmt: skip
 """Columns that are shown; the files have more (parts of GenEval and HPS)."""
 OURS = {
@@ -31,11 +31,12 @@ OURS = {
 }  # fmt: skip
 """The metric of `eval.json` that stands beside a published column."""
 EVALUATORS = {
-    "cited": "Quoted by the paper from the methods' own papers; how each was evaluated is not recorded here.",
+    "cited": "Other methods, as the paper quotes them; by whom and how each was evaluated is not known here.",
     "dimo": "Di[M]O's public code: clean-fid's `legacy_tensorflow` features against statistics of the training images; "
     "Inception score by torch-fidelity; precision to coverage with k = 3 against the 10,000 images of ADM's reference.",
     "soft": "The Soft-Di[M]O paper, whose code is not public; rows of Di[M]O that it repeats are those of Di[M]O's "
     "paper, up to rounding.",
+    "dimo_t2i": "Measured by the Di[M]O paper.",
     "redi": "ReDi's paper, which has SDTT too: torch-fidelity's features of clipped images; statistics of the "
     "validation images, or ADM's.",
     "di4c": "Di4C's paper: torch-fidelity's features against the validation images; each image, real or not, is "
@@ -75,7 +76,15 @@ TABLES = (
         "Table 3 of Soft-Di[M]O: text to image",
         "text_to_image",
         "COCO FID is of 30,000 captions through the package T2IBenchmark (MaskGen's own paper uses MJHQ, where FID is "
-        "far lower), CLIP is ViT-g-14, HPS is v2.1; the Di[M]O paper has v2.0, another scale.",
+        "far lower), CLIP is ViT-g-14, HPS is v2.1. The teacher Meissonic is shown at 32 steps; with 48 it is better, "
+        "see below.",
+    ),
+    Paper("dimo_meissonic_geneval", "Di[M]O: GenEval of the student of Meissonic", "text_to_image", ""),
+    Paper(
+        "dimo_meissonic_hps20",
+        "Di[M]O: HPS v2.0 of the student of Meissonic",
+        "text_to_image",
+        "v2.0 and v2.1 are different models on different scales.",
     ),
 )
 

@@ -140,11 +140,11 @@ def one_step(result: dict[str, Any]) -> str:
 def published() -> str:
     """benchmarks/published/README.md: the papers' tables, and our rows beside them."""
     parts = [
-        "# The tables of the papers\n\nFrom Soft-Di[M]O (arXiv 2509.22925), which has Di[M]O's (arXiv 2503.15457) rows "
-        "too: every number as printed there, in `*.csv`, with a column `evaluator` of ours for what is known of how it "
-        "was made. Rows of unlike evaluators are in tables of their own. Our columns are rows of "
-        "`benchmarks/results/imagenet256/*.json` (`python benchmarks/collect.py RUN --into imagenet256`), all of one "
-        "evaluator. This page is made by `python benchmarks/readme.py`."
+        "# The tables of the papers\n\nOf Soft-Di[M]O (arXiv 2509.22925) and Di[M]O (arXiv 2503.15457): every number "
+        "as printed there, in `*.csv`, with a column `evaluator` of ours for what is known of how it was made. Rows of "
+        "unlike evaluators are in tables of their own. Our columns are rows of `benchmarks/results/imagenet256/*.json` "
+        "(`python benchmarks/collect.py RUN --into imagenet256`), all of one evaluator. This page is made by `python "
+        "benchmarks/readme.py`."
     ]
     by_folder: dict[str, list[dict[str, str]]] = {}
     for paper in papers.TABLES:

@@ -14,7 +14,7 @@ from collect import collect
 
 from softdimo.errors import DataError
 
-ONE, TWO, _ = papers.TABLES
+ONE, TWO = papers.TABLES[:2]
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_every_published_row_is_shown_under_a_known_evaluator(paper):
         assert part.count("\n") == len(lines) + 1, f"the table of {evaluator} has other rows too"
         for line in lines:
             shown = cells(page, line["method"], line["steps"])
-            for column in papers.COLUMNS:
-                assert shown.get(papers.COLUMNS[column], "") == line.get(column, "")
+            for column in set(papers.COLUMNS) & set(line):
+                assert shown.get(papers.COLUMNS[column], "") == line[column]
             assert not any(value for head, value in shown.items() if head.startswith("our "))
 
 
