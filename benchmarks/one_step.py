@@ -2,21 +2,26 @@
 
 Both networks are that of the public weights (24 blocks of width 768, 256 tokens of 1024 codes) with random weights,
 which do not change what a pass costs; images are decoded by the VQGAN of 16 x 16 pixels per code. Teacher and student
-take turns, and every other round goes backwards. Passes are counted while they run. Writes results/one_step.json
-(`--quick`: tiny sizes, writes nothing).
+take turns, and every other round goes backwards; a round ends with one decode, which costs both the same. Passes are
+counted while they run. Writes results/one_step.json (`--quick`: tiny sizes, writes nothing).
+
+All takes about nine minutes on two cores, `--batch 4 --precision fp32` alone five. A part replaces its cases in the
+file and keeps the others, if they are of the same commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from instruments import counted
-from provenance import provenance, write_result
+from provenance import RESULTS, provenance, write_result
 from torch import Tensor
 
 from softdimo.kinds import Cond, Context, ImageShape, Sampler, Teacher, Tokenizer
@@ -32,7 +37,8 @@ SAMPLERS: dict[str, Sampler] = {
     TEACHER: MaskGIT(use="maskgit", steps=16, guidance=Guidance(scale=4, ramp="linear")),
     STUDENT: OneStep(use="one_step", init=Init(r_init=0.6, sigma=0.1)),
 }
-PRECISIONS = {"fp32": torch.float32, "bf16 autocast": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""`bf16` is autocast; weights stay fp32, and are cast in every pass, as autocast does where they are frozen."""
 BATCHES = (1, 4)
 
 
@@ -66,36 +72,48 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 
 def measured(net: Teacher, tokenizer: Tokenizer, batch: int, dtype: torch.dtype, times: int) -> dict[str, Any]:
-    """Passes, and seconds of sampling and of decoding in every round, of teacher and student.
+    """Passes, and seconds of every round's samples of teacher and student and of its decode.
 
     Labels differ within the batch, so that the samples share no pass.
     """
     cond, rng = Cond(torch.arange(batch)), torch.Generator().manual_seed(0)
-    rows: dict[str, Any] = {name: {"stated": s.passes(), "sample": [], "decode": []} for name, s in SAMPLERS.items()}
+    rows: dict[str, Any] = {name: {"stated": s.passes(), "sample": []} for name, s in SAMPLERS.items()}
+    decode = []
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        tokenizer.decode(SAMPLERS[STUDENT].sample(net, cond, rng), cond)  # warms up
+        tokens = SAMPLERS[STUDENT].sample(net, cond, rng)
+        tokenizer.decode(tokens, cond)  # warms up
         for i in range(times):
             for name in list(SAMPLERS)[:: -1 if i % 2 else 1]:
-                sampler = SAMPLERS[name]
                 with counted({"net": net}, batch) as passes:
-                    tokens, seconds = timed(lambda s=sampler: s.sample(net, cond, rng))  # type: ignore[misc]
+                    tokens, seconds = timed(partial(SAMPLERS[name].sample, net, cond, rng))
                 rows[name]["passes"] = sum(passes.values())
                 rows[name]["sample"].append(seconds)
-                rows[name]["decode"].append(timed(lambda t=tokens: tokenizer.decode(t, cond))[1])  # type: ignore[misc]
-    for row in rows.values():
-        row["seconds"] = median(row["sample"])
-        row["seconds_decoded"] = median(a + b for a, b in zip(row["sample"], row["decode"], strict=True))
-    return rows | {"ratio": ratios(rows, False), "ratio_decoded": ratios(rows, True)}
+            decode.append(timed(partial(tokenizer.decode, tokens, cond))[1])
+    return summed_up(rows, decode)
 
 
-def ratios(rows: dict[str, Any], decoded: bool) -> dict[str, float]:
-    """How many times as long the teacher takes, round by round."""
-    teacher, student = (
-        [a + decoded * b for a, b in zip(rows[name]["sample"], rows[name]["decode"], strict=True)]
-        for name in (TEACHER, STUDENT)
-    )
-    found = [a / b for a, b in zip(teacher, student, strict=True)]
-    return {"median": median(found), "lowest": min(found), "highest": max(found)}
+def summed_up(rows: dict[str, Any], decode: list[float]) -> dict[str, Any]:
+    """Medians over the rounds, and how many times as long the teacher takes in a round; without and with its decode."""
+    found: dict[str, Any] = {"decode": decode}
+    for key, added in (("", [0.0] * len(decode)), ("_decoded", decode)):
+        both = [[a + b for a, b in zip(rows[name]["sample"], added, strict=True)] for name in (TEACHER, STUDENT)]
+        for name, seconds in zip((TEACHER, STUDENT), both, strict=True):
+            rows[name][f"seconds{key}"] = median(seconds)
+        times = [a / b for a, b in zip(*both, strict=True)]
+        found[f"ratio{key}"] = {"median": median(times), "lowest": min(times), "highest": max(times)}
+    return rows | found
+
+
+def merged(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The new cases, and those of an earlier result that were not measured anew, where what they depend on is equal.
+
+    The file that is written here may itself be what differs from the commit.
+    """
+    was, now = (r["provenance"] | {"git": (r["provenance"]["git"] or "").rstrip("+")} for r in (before, result))
+    alike = (was, before["sizes"]) == (now, result["sizes"])
+    cases = {(c["precision"], c["batch"]): c for c in [*(before["cases"] if alike else []), *result["cases"]]}
+    order = [(p, b) for p in PRECISIONS for b in BATCHES]
+    return result | {"cases": [cases[key] for key in order if key in cases]}
 
 
 def main(words: list[str] | None = None) -> dict[str, Any]:
@@ -103,12 +121,14 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--quick", action="store_true", help="tiny sizes, two rounds; writes nothing")
     ask.add_argument("--times", type=int, default=5, help="rounds")
+    ask.add_argument("--batch", type=int, choices=BATCHES, help="only this one")
+    ask.add_argument("--precision", choices=PRECISIONS, help="only this one")
     asked = ask.parse_args(words)
     net, tokenizer, sizes = networks(asked.quick)
     cases = []
-    for precision, dtype in PRECISIONS.items():
-        for batch in BATCHES:
-            case = measured(net, tokenizer, batch, dtype, 2 if asked.quick else asked.times)
+    for precision in [asked.precision] if asked.precision else PRECISIONS:
+        for batch in [asked.batch] if asked.batch else BATCHES:
+            case = measured(net, tokenizer, batch, PRECISIONS[precision], 2 if asked.quick else asked.times)
             cases.append({"precision": precision, "batch": batch} | case)
             print(f"{precision}, batch {batch}:", flush=True)
             for name in SAMPLERS:
@@ -119,6 +139,9 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
                 print("  {:26}{median:9.1f} ({lowest:.1f} to {highest:.1f})".format(key, **case[key]), flush=True)
     result = {"sizes": sizes, "cases": cases, "provenance": provenance()}
     if not asked.quick:
+        path = RESULTS / "one_step.json"
+        if path.is_file():
+            result = merged(json.loads(path.read_text(encoding="utf-8")), result)
         print(write_result("one_step", result))
     return result
 

@@ -124,14 +124,14 @@ def samplers(result: dict[str, Any]) -> str:
 def one_step(result: dict[str, Any]) -> str:
     """One step against sixteen."""
     sizes, threads = result["sizes"], result["provenance"]["threads"]
-    rounds = len(next(row for row in result["cases"][0].values() if isinstance(row, dict))["sample"])
+    rounds = len(result["cases"][0]["decode"])
     return "\n\n".join(
         [
             f"## One step against sixteen\n\n`python benchmarks/one_step.py` ({tables.made_by(result)}): the network "
             f"of MaskGit ({sizes['depth']} blocks of width {sizes['width']}, {sizes['parameters'] / 1e6:.0f} M "
             f"parameters, random weights) and the VQGAN decoder for {sizes['image']} x {sizes['image']} pixels, on "
             f"{threads} threads of {result['provenance']['processor']}. The teacher takes 16 guided steps, the student "
-            f"one; medians of {rounds} rounds in turn, with the least and the greatest ratio.",
+            f"one; medians of {rounds} rounds in turn, with the least and the greatest ratio. bf16 is autocast.",
             tables.one_step(result),
         ]
     )

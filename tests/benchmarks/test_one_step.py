@@ -18,9 +18,7 @@ def result():
 
 
 def test_passes_are_counted_where_they_run_and_stated_alike(result):
-    assert [(c["precision"], c["batch"]) for c in result["cases"]] == [
-        (p, b) for p in ("fp32", "bf16 autocast") for b in (1, 4)
-    ]
+    assert [(c["precision"], c["batch"]) for c in result["cases"]] == [(p, b) for p in ("fp32", "bf16") for b in (1, 4)]
     for case in result["cases"]:
         assert case[TEACHER]["passes"] == case[TEACHER]["stated"] == 31  # the first step of the ramp is not guided
         assert case[STUDENT]["passes"] == case[STUDENT]["stated"] == 1
@@ -28,18 +26,26 @@ def test_passes_are_counted_where_they_run_and_stated_alike(result):
 
 def test_ratios_are_of_rounds(result):
     for case in result["cases"]:
-        assert len(case[TEACHER]["sample"]) == len(case[STUDENT]["decode"]) == 2
-    rows = {
-        TEACHER: {"sample": [8.0, 9.0, 40.0], "decode": [1.0, 1.0, 2.0]},
-        STUDENT: {"sample": [2.0, 1.0, 4.0], "decode": [1.0, 1.0, 2.0]},
-    }
-    assert one_step.ratios(rows, decoded=False) == {"median": 9, "lowest": 4, "highest": 10}
-    assert one_step.ratios(rows, decoded=True) == {"median": 5, "lowest": 3, "highest": 7}
+        assert len(case[TEACHER]["sample"]) == len(case[STUDENT]["sample"]) == len(case["decode"]) == 2
+    rows = {TEACHER: {"sample": [8.0, 9.0, 40.0]}, STUDENT: {"sample": [2.0, 1.0, 4.0]}}
+    found = one_step.summed_up(rows, [1.0, 1.0, 2.0])
+    assert found["ratio"] == {"median": 9, "lowest": 4, "highest": 10}
+    assert found["ratio_decoded"] == {"median": 5, "lowest": 3, "highest": 7}
+    assert (found[TEACHER]["seconds"], found[STUDENT]["seconds_decoded"]) == (9, 3)
+
+
+def test_a_part_replaces_its_cases_only_among_those_of_one_commit(result):
+    cases = [c for c in result["cases"] if c["precision"] == "bf16"]
+    part = result | {"cases": [c | {"decode": [0.0]} for c in cases]}
+    for git, kept in (("1234", 2), ("1234+", 2), ("5678", 0)):
+        before, after = ({"provenance": r["provenance"] | {"git": g}} for r, g in ((result, "1234"), (part, git)))
+        found = one_step.merged(result | before, part | after)["cases"]
+        assert found == [*result["cases"][:kept], *part["cases"]]
 
 
 def test_the_table_shows_every_case(result):
     lines = tables.one_step(result).splitlines()
-    assert sum(line.startswith(("| fp32", "| bf16 autocast")) for line in lines) == 4
+    assert sum(line.startswith(("| fp32", "| bf16")) for line in lines) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
