@@ -1,16 +1,19 @@
-"""Keep a finished run's numbers: `python benchmarks/collect.py RUN` copies eval, search and lock file into results/."""
+"""Keep a finished run's numbers: `python benchmarks/collect.py RUN` copies eval, search and lock file into results/.
+
+`--into imagenet256` copies them into that folder of results/, beside the papers' tables (`papers.py`).
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from provenance import write_result
 
 
-def collect(run: Path) -> Path:
-    """Write `results/<run>.json` with everything that the numbers depend on."""
+def collect(run: Path, into: str = "") -> Path:
+    """Write `results/<into>/<run>.json` with everything that the numbers depend on."""
     out = {
         name: json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("lock", "eval", "search", "timing")
@@ -18,9 +21,13 @@ def collect(run: Path) -> Path:
     }
     for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
         lock.pop("command", None)  # it may name folders of the machine
-    return write_result(run.name, out)
+    return write_result(f"{into}/{run.name}" if into else run.name, out)
 
 
 if __name__ == "__main__":
-    for folder in sys.argv[1:]:
-        print(collect(Path(folder)))
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    ask.add_argument("--into", default="", help="folder of results/")
+    asked = ask.parse_args()
+    for folder in asked.runs:
+        print(collect(folder, asked.into))

@@ -12,7 +12,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
-RESULTS = Path(__file__).parent / "results"
 INK, BLUE, RED = "#333333", "#2f6db5", "#c0483d"
 plt.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
@@ -23,16 +22,16 @@ def _number(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
     return row[metric]["value"], row[metric]["sd"] or 0.0
 
 
-def ablations(result: Mapping[str, Any]) -> Path:
-    """Four panels: r_init, the auxiliary, agreement of gradients over mask ratios, one mask ratio only."""
+def ablations(result: Mapping[str, Any], path: Path) -> Path:
+    """Four panels: r_init, the auxiliary, agreement of gradients over the distance of x_t, one mask ratio only."""
     figure, ((a, b), (c, d)) = plt.subplots(2, 2, figsize=(10.5, 7.6), layout="constrained")
 
     rows = result["r_init"]["rows"]
     x = [float(r["name"].split()[-1]) for r in rows]
     y, sd = zip(*(_number(r, "fd") for r in rows), strict=True)
     a.errorbar(x, y, sd, color=BLUE, marker="o", capsize=3)
-    for xi, yi in zip(x, y, strict=True):
-        a.annotate(f"{yi:.1f}", (xi, yi), xytext=(0, 7), textcoords="offset points", ha="center")
+    for xi, yi, spread in zip(x, y, sd, strict=True):
+        a.annotate(f"{yi:.1f}", (xi, yi + spread), xytext=(0, 5), textcoords="offset points", ha="center")
     a.set(yscale="log", xlabel="r_init: fraction of mask tokens in x_init", ylabel="Fréchet distance (lower is better)")
     a.set_title("The start of the student: masks against random tokens", loc="left", fontsize=10)
 
@@ -48,15 +47,21 @@ def ablations(result: Mapping[str, Any]) -> Path:
     b.grid(axis="y", visible=False)
     b.set_title("The auxiliary model", loc="left", fontsize=10)
 
+    reached = {r["name"]: r["fd"]["value"] for r in result["r_init"]["rows"]}
+    by_r_init = [g for g in result["gradients"] if g["name"].startswith("r_init")]
     shades = plt.get_cmap("viridis")([0.05, 0.22, 0.4, 0.58, 0.76, 0.92])
-    for shade, student in zip(shades, result["gradients"], strict=False):
+    for shade, student in zip(shades, by_r_init, strict=True):
         at = student["at"]
-        c.plot(
-            [p["ratio"] for p in at], [p["cosine"] for p in at], color=shade, marker="o", ms=3, label=student["name"]
-        )
+        x, y = [p["distance"] for p in at], [p["cosine"] for p in at]
+        name = f"{student['name']} ({reached[student['name']]:.1f})"
+        c.errorbar(x, y, [p.get("cosine_sd") or 0.0 for p in at], color=shade, lw=1.3, capsize=2, label=name)
+        c.scatter(x, y, [60 * p["ratio"] for p in at], color=shade)
     c.axhline(0, color=INK, lw=0.8)
-    c.set(xlabel="mask ratio of the re-masked state x_t", ylabel="cosine of gradients at x_init and at x_t")
-    c.legend(frameon=False, fontsize=8)
+    c.set(
+        xlabel="distance of x_t from x_init (dot: mask ratio of x_t, 0.1 to 0.9)",
+        ylabel="cosine of gradients at x_init and at x_t",
+    )
+    c.legend(frameon=False, fontsize=8, title="(Fréchet distance reached)", title_fontsize=8, loc="lower left")
     c.set_title("The consistency assumption: agreement of gradients", loc="left", fontsize=10)
 
     rows = result["consistency"]["rows"]
@@ -73,7 +78,30 @@ def ablations(result: Mapping[str, Any]) -> Path:
     for axes in (a, d):
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(ScalarFormatter())
-    path = RESULTS / "ablations.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def samplers(result: Mapping[str, Any], path: Path) -> Path:
+    """Three panels against network passes: Fréchet distance, recall, accuracy; one line per sampler."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["eval"]["rows"]:
+        if row["of"] == "teacher":
+            lines.setdefault(row["name"].rpartition(", ")[0], []).append(row)
+    figure, panels = plt.subplots(1, 3, figsize=(12.5, 4.6), layout="constrained")
+    labels = {"fd": "Fréchet distance (lower is better)", "recall": "recall", "accuracy": "accuracy of the judge"}
+    for axes, (metric, label) in zip(panels, labels.items(), strict=True):
+        for i, (name, rows) in enumerate(lines.items()):
+            rows = sorted(rows, key=lambda r: float(r["passes"]))
+            y, sd = zip(*(_number(r["metrics"], metric) for r in rows), strict=True)
+            passes = [r["passes"] * (1 + 0.02 * (i - (len(lines) - 1) / 2)) for r in rows]  # apart, where they agree
+            axes.errorbar(passes, y, sd, marker="osD^vP"[i % 6], ms=5, lw=1.3, capsize=2, color=f"C{i}", label=name)
+        axes.set(xscale="log", xlabel="network passes per image (log scale)", ylabel=label)
+        axes.minorticks_off()
+        axes.set_xticks([8, 16, 32, 64], ["8", "16", "32", "64"])
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -1,6 +1,6 @@
-"""Write the README's results and benchmarks/README.md from benchmarks/results: `python benchmarks/readme.py`.
+"""Write the README's results, benchmarks/README.md and benchmarks/published/README.md: `python benchmarks/readme.py`.
 
-`--check` only compares.
+Their tables come from benchmarks/results and benchmarks/published. `--check` only compares.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from softdimo.report.table import markdown_table
+
 sys.path.insert(0, str(Path(__file__).parent))
+import papers
 import tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PUBLISHED = ROOT / "benchmarks" / "published" / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 JOB, LONG = "animals_softdimo", "animals_softdimo_long"
 
@@ -51,7 +55,8 @@ def whole() -> str:
         "## The long recipe\n\n" + tables.run_line(LONG, long),
         tables.seeds(long),
         tables.rows(long),
-        "The main job's teacher was swept over guidance by `benchmarks/guidance.py`: `results/guidance/`.",
+        "The main job's teacher was swept over guidance by `benchmarks/guidance.py`: `results/guidance/`. The "
+        "papers' own tables are in [published/](published/README.md).",
     ]
     for name, section in SECTIONS:
         if (RESULTS / f"{name}.json").is_file():
@@ -62,13 +67,13 @@ def whole() -> str:
 def ablations(result: dict[str, Any]) -> str:
     """Three ablations."""
     one = result["r_init"]
+    trainings = len(one.get("training_seeds", [0]))
+    over = f"{trainings} training seeds" if trainings > 1 else f"{len(one['seeds'])} sampling seeds, one training seed"
+    option = f" --seeds {trainings}" if trainings > 1 else ""
     return "\n\n".join(
         [
-            "## Ablations\n\n`python benchmarks/ablations.py RUNS` ("
-            + tables.made_by(result)
-            + f"): 400 iterations of "
-            f"Di[M]O on the animals job, {one['samples']} images a row, ± over {len(one['seeds'])} sampling seeds, one "
-            "training seed.",
+            f"## Ablations\n\n`python benchmarks/ablations.py RUNS{option}` ({tables.made_by(result)}): 400 iterations "
+            f"of Di[M]O on the animals job, {one['samples']} images a row, ± over {over}.",
             "![Four panels: Fréchet distance over r_init, with and without an auxiliary, agreement of gradients, one "
             "mask ratio only](results/ablations.png)",
             "r_init, the fraction of mask tokens in x_init:",
@@ -76,8 +81,11 @@ def ablations(result: dict[str, Any]) -> str:
             "The auxiliary model. Time is that of one iteration on one thread, all variants in turns; state is what "
             "training adds to the frozen teacher: weights, gradients, Adam's averages.",
             tables.ablation(result, "auxiliary"),
-            "The consistency assumption: Di[M]O takes the student's Jacobian at x_init instead of x_t. Students that "
-            "were trained with re-masked states of one mask ratio only:",
+            "The consistency assumption: Di[M]O takes the student's Jacobian at x_init instead of x_t. How far x_t is "
+            "from x_init (RMS of the embeddings, in units of the table's), and the cosine of the two gradients, at the "
+            "end of training:",
+            tables.agreement(result),
+            "Students that were trained with re-masked states of one mask ratio only:",
             tables.ablation(result, "consistency"),
         ]
     )
@@ -96,6 +104,60 @@ def toy(result: dict[str, Any]) -> str:
     )
 
 
+def samplers(result: dict[str, Any]) -> str:
+    """The teacher under every sampler."""
+    return "\n\n".join(
+        [
+            f"## Samplers of several steps\n\n`python benchmarks/samplers.py RUNS` ({tables.made_by(result)}): the "
+            f"teacher of the main job, {result['eval']['samples']} images a row, ± over {len(result['eval']['seeds'])} "
+            f"sampling seeds, evaluator {result['eval']['evaluator_hash'][:12]}. A guided step is two passes; one of "
+            "theta-trapezoidal is four, and it ends with one more look. Guidance (final scale of z_u + s (z_c - z_u), "
+            "and its ramp) was tuned row by row, and the samplers' own settings at 8 steps, by `python "
+            "benchmarks/guidance.py recipes/animals_samplers.yaml RUNS` with other seeds: every try is in "
+            "`results/guidance/animals_samplers.json`.",
+            "![Fréchet distance, recall and accuracy of six samplers against network passes](results/samplers.png)",
+            tables.samplers(result),
+        ]
+    )
+
+
+def one_step(result: dict[str, Any]) -> str:
+    """One step against sixteen."""
+    sizes, threads = result["sizes"], result["provenance"]["threads"]
+    rounds = len(result["cases"][0]["decode"])
+    return "\n\n".join(
+        [
+            f"## One step against sixteen\n\n`python benchmarks/one_step.py` ({tables.made_by(result)}): the network "
+            f"of MaskGit ({sizes['depth']} blocks of width {sizes['width']}, {sizes['parameters'] / 1e6:.0f} M "
+            f"parameters, random weights) and the VQGAN decoder for {sizes['image']} x {sizes['image']} pixels, on "
+            f"{threads} threads of {result['provenance']['processor']}. The teacher takes 16 guided steps, the student "
+            f"one; medians of {rounds} rounds in turn, with the least and the greatest ratio. bf16 is autocast.",
+            tables.one_step(result),
+        ]
+    )
+
+
+def published() -> str:
+    """benchmarks/published/README.md: the papers' tables, and our rows beside them."""
+    parts = [
+        "# The tables of the papers\n\nOf Soft-Di[M]O (arXiv 2509.22925) and Di[M]O (arXiv 2503.15457): every number "
+        "as printed there, in `*.csv`, with a column `evaluator` of ours for what is known of how it was made. Rows of "
+        "unlike evaluators are in tables of their own. Our columns are rows of `benchmarks/results/imagenet256/*.json` "
+        "(`python benchmarks/collect.py RUN --into imagenet256`), all of one evaluator. This page is made by `python "
+        "benchmarks/readme.py`."
+    ]
+    by_folder: dict[str, list[dict[str, str]]] = {}
+    for paper in papers.TABLES:
+        rows, found = papers.read(paper), papers.ours(paper.folder)
+        by_folder.setdefault(paper.folder, []).extend(r for lines in rows.values() for r in lines)
+        parts += [f"## {paper.title}", *filter(None, [paper.note]), tables.ours(found), tables.paper(rows, found)]
+    for folder, lines in by_folder.items():
+        found = papers.ours(folder)
+        if found is not None and (rest := found.others(lines)):
+            parts += [f"## Other rows of {folder}", markdown_table({**found.evaluation, "rows": rest})]
+    return "\n\n".join(parts) + "\n"
+
+
 def speed(result: dict[str, Any]) -> str:
     """What a step costs."""
     return f"## Speed\n\n`python benchmarks/speed.py` ({tables.made_by(result)}).\n\n{tables.speed(result)}"
@@ -108,7 +170,9 @@ def memory(result: dict[str, Any]) -> str:
 
 SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("toy", toy),
+    ("samplers", samplers),
     ("ablations", ablations),
+    ("one_step", one_step),
     ("speed", speed),
     ("memory", memory),
 ]
@@ -124,8 +188,12 @@ def rewritten(readme: str) -> str:
 
 if __name__ == "__main__":
     readme, page = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
-    wanted = {readme: rewritten(readme.read_text(encoding="utf-8")), page: whole()}
-    stale = [p.name for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    wanted = {readme: rewritten(readme.read_text(encoding="utf-8")), page: whole(), PUBLISHED: published()}
+    stale = [
+        str(p.relative_to(ROOT))
+        for p, text in wanted.items()
+        if not p.is_file() or p.read_text(encoding="utf-8") != text
+    ]
     if "--check" in sys.argv:
         sys.exit(f"stale: {', '.join(stale)}; run `python benchmarks/readme.py`" if stale else 0)
     for target, text in wanted.items():

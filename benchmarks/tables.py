@@ -6,9 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softdimo.report.table import Table, markdown_table
+from papers import COLUMNS, EVALUATORS, OURS, Ours
+
+from softdimo.report.table import Table, label, markdown_table
 
 Result = Mapping[str, Any]
+Published = Mapping[str, Sequence[Mapping[str, str]]]
+"""Rows of a paper's table by their evaluator."""
 MAIN = ("fd", "recall", "density", "coverage", "accuracy")
 """Metrics of the README's table; benchmarks/README.md has all."""
 
@@ -98,22 +102,53 @@ def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:
 
 
 def ablation(result: Result, name: str) -> str:
-    """One ablation's students."""
+    """One ablation's students; beside them what auxiliaries cost, or how far x_t is and the cosine of the gradients."""
     found = result[name]
-    costs = result["costs"] if name == "auxiliary" else {}
+    extras = {"auxiliary": _costs, "consistency": _at_its_ratio}.get(name, lambda result: ((), {}))
+    more, cells = extras(result)
     body = []
     for r in found["rows"]:
-        cells = [f"{r[m]['value']:.3g} ± {r[m]['sd'] or 0:.2g}" for m in MAIN]
-        cost = costs.get(r["name"])
-        extra = [f"{cost['milliseconds']:.0f}", f"{cost['state_bytes'] / 2**20:.2f}"] if cost else []
-        body.append([r["name"], *cells, *extra])
-    heads = [
-        "",
-        "Fréchet distance ↓",
-        *(f"{m} ↑" for m in MAIN[1:]),
-        *(("ms/iteration", "state, MiB") if costs else ()),
-    ]
-    return table(heads, body)
+        shown = [f"{r[m]['value']:.3g} ± {r[m]['sd'] or 0:.2g}" for m in MAIN]
+        body.append([r["name"], *shown, *(cells.get(r["name"], [""] * len(more)))])
+    return table(["", "Fréchet distance ↓", *(f"{m} ↑" for m in MAIN[1:]), *more], body)
+
+
+Extra = tuple[Sequence[str], Mapping[str, Sequence[str]]]
+"""Heads of more columns, and their cells by row."""
+
+
+def _costs(result: Result) -> Extra:
+    costs = result["costs"].items()
+    heads = ("ms/iteration", "state, MiB")
+    return heads, {n: [f"{c['milliseconds']:.0f}", f"{c['state_bytes'] / 2**20:.2f}"] for n, c in costs}
+
+
+def _at_its_ratio(result: Result) -> Extra:
+    """Of students of one mask ratio, whose gradients were compared at it."""
+    cells = {}
+    for student in result["gradients"]:
+        if student["name"].startswith("mask ratio"):
+            ratio = float(student["name"].split()[2])
+            (at,) = (a for a in student["at"] if a["ratio"] == ratio)
+            cells[student["name"]] = [f"{at['distance']:.2f}", f"{at['cosine']:.2f}"]
+    return (("distance of x_t", "cosine"), cells) if cells else ((), {})
+
+
+def agreement(result: Result) -> str:
+    """Distance of x_t and cosine of the gradients at every mask ratio, beside the student's Fréchet distance."""
+    distances = {r["name"]: r["fd"] for name in ("r_init", "consistency") for r in result[name]["rows"]}
+    students = [g for g in result["gradients"] if not g["name"].startswith("mask ratio")]
+    body = []
+    for student in students:
+        fd = distances[student["name"]]
+        cells = [f"{a['distance']:.2f}: {a['cosine']:.2f}{_spread(a.get('cosine_sd'))}" for a in student["at"]]
+        body.append([student["name"], f"{fd['value']:.3g} ± {fd['sd'] or 0:.2g}", *cells])
+    ratios = [f"mask ratio {a['ratio']:g}" for a in students[0]["at"]]
+    return table(["", "Fréchet distance ↓", *ratios], body)
+
+
+def _spread(sd: float | None) -> str:
+    return "" if sd is None else f" ± {sd:.2f}"
 
 
 def toy(result: Result) -> str:
@@ -179,3 +214,80 @@ def speed(result: Result) -> str:
 def _times(row: Result) -> str:
     found = row.get("times_as_fast")
     return "1" if found is None else "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**found)
+
+
+def one_step(result: Result) -> str:
+    """Teacher and student at the size of MaskGit: seconds per batch, and how many times as long the teacher takes."""
+    body: list[list[object]] = []
+    for case in result["cases"]:
+        teacher, student = (row for row in case.values() if isinstance(row, dict) and "passes" in row)
+        body.append(
+            [case["precision"], case["batch"], f"{teacher['passes']:g} : {student['passes']:g}"]
+            + [f"{row[key]:.2f}" for key in ("seconds", "seconds_decoded") for row in (teacher, student)]
+            + ["{median:.1f} ({lowest:.1f} to {highest:.1f})".format(**case[key]) for key in ("ratio", "ratio_decoded")]
+        )
+    heads = [
+        "",
+        "batch",
+        "passes",
+        "teacher, s",
+        "student, s",
+        "teacher and decode, s",
+        "student and decode, s",
+        "times as long",
+        "times as long, with decode",
+    ]
+    return table(heads, body)
+
+
+def samplers(result: Result) -> str:
+    """Every sampler and step count: its guidance and own setting, passes, and the metrics of the README."""
+    made = Table(result["eval"])
+    leading = {m: made.leading(m) for m in MAIN}
+    body: list[list[object]] = []
+    for i, row in enumerate(made.rows):
+        if row["of"] == "teacher":
+            cells = [made.cell(row, m) for m in MAIN]
+            shown = [f"**{c}**" if i in leading[m] else c for m, c in zip(MAIN, cells, strict=True)]
+            body.append([row["name"], _settings(row["sampler"]), f"{row['passes']:g}", *shown])
+    heads = ["", "guidance and setting", "passes", "Fréchet distance ↓", *(f"{m} ↑" for m in MAIN[1:])]
+    return table(heads, body)
+
+
+def _settings(sampler: Mapping[str, Any]) -> str:
+    guidance = sampler["guidance"]
+    ramp = "" if guidance["ramp"] == "constant" else f", {guidance['ramp']}"
+    own = [f"{k} {sampler[k]:g}" for k in ("choice_temperature", "theta") if k in sampler]
+    own += ["randomize"] if sampler.get("randomize") else []
+    return "; ".join([f"{guidance['scale']:g}{ramp}", *own])
+
+
+def paper(published: Published, found: Ours | None) -> str:
+    """One table of a paper, apart by evaluator, with our rows beside; a cell is empty where nothing was run."""
+    made = Table(found.evaluation) if found else None
+    parts = []
+    for evaluator, lines in published.items():
+        shown = [c for c in COLUMNS if any(row.get(c) for row in lines)]
+        own = [c for c in shown if c in OURS]
+        body: list[list[object]] = []
+        for line in lines:
+            mine = found.row(line) if found else None
+            cells = [made.cell(mine, OURS[c]) if made and mine else "" for c in own]
+            body.append([line["method"], line["steps"], *(line[c] for c in shown), *cells])
+        heads = ["published", "steps", *(COLUMNS[c] for c in shown), *(f"our {label(OURS[c])}" for c in own)]
+        parts.append(f"{EVALUATORS[evaluator]}\n\n{table(heads, body)}")
+    return "\n\n".join(parts)
+
+
+def ours(found: Ours | None) -> str:
+    """Who measured our rows."""
+    if found is None:
+        return "Ours: none was run, so our columns are empty."
+    result = found.evaluation
+    fewer = (
+        "; fewer images than the 50,000 of the papers make the distance larger" if result["samples"] < 50_000 else ""
+    )
+    return (
+        f"Ours: {result['samples']} images a row{fewer}. Their evaluator {result['evaluator_hash'][:12]} is none of "
+        "the published ones."
+    )
