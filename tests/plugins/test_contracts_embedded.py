@@ -67,6 +67,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         | {"resample": resample, "context": {"image": ImageShape(channels, 8, 12)}}
         for bits, groups, resample, channels in ((4, 2, True, 3), (3, 1, False, 1), (6, 3, True, 1))
     ],
+    "features inception": [{"fresh": True}],
     "features cnn": [{}, {"width": 4, "depth": 2}, {"width": 4, "context": {"image": ImageShape(3, 8, 12)}}],
     "loss dimo": [
         {},
@@ -114,6 +115,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
     for name in ("frechet", "inception_score", "precision_recall", "density_coverage", "accuracy")
 }  # fmt: skip
 
+SLOW = ("features inception",)
+"""At its one size it takes a minute."""
+
 
 def components() -> dict[str, str]:
     """`kind name` -> `module:Class`."""
@@ -146,7 +150,7 @@ def check(kind: str, spec: Spec, here: Context) -> None:
 @pytest.mark.parametrize(
     ("what", "settings"),
     [
-        pytest.param(what, settings, id=f"{what.replace(' ', '-')}-{i}")
+        pytest.param(what, settings, id=f"{what.replace(' ', '-')}-{i}", marks=[pytest.mark.slow] * (what in SLOW))
         for what in components()
         for i, settings in enumerate(CASES.get(what, [{"smoke": True}]))
     ],

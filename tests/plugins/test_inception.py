@@ -10,7 +10,7 @@ from softdimo.errors import PluginError, WeightsError
 from softdimo.kinds import Context, ImageShape
 from softdimo.math.digest import digest_module
 from softdimo.spec import RecipeRef
-from softdimo_plugins.features.inception import FILE, Inception, legacy, tf_bilinear, to_bytes
+from softdimo_plugins.features.inception import FILE, Inception, legacy, tf_bilinear, to_bytes, to_range
 
 
 def build(**settings):
@@ -119,19 +119,19 @@ def test_rules_of_bytes():
         "round": [0, 0, 0, 1, 1, 255, 255, 255],
         "adm": [0, 0, 0, 1, 1, 255, 255, 255],
     }
-    assert {rule: to_bytes(x, rule).flatten().tolist() for rule in expected} == expected
+    assert {rule: to_bytes(to_range(x, rule)).flatten().tolist() for rule in expected} == expected
 
 
 def test_stretch_takes_each_image_to_all_of_0_to_255():
     x = torch.tensor([[0.2, 0.3, 0.6], [0.5, 0.5, 0.5], [0.0, 0.5, 1.0]]).view(3, 1, 1, 3)
-    assert to_bytes(x, "stretch").view(3, 3).tolist() == [[0, 63, 255], [0, 0, 0], [0, 127, 255]]
+    assert to_bytes(to_range(x, "stretch")).view(3, 3).tolist() == [[0, 63, 255], [0, 0, 0], [0, 127, 255]]
 
 
 @pytest.mark.parametrize("rule", ["truncate", "round", "adm"])
 def test_bytes_survive_the_way_through_images(rule):
     """Real images and those of a reference file are bytes already."""
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(to_bytes(x.float() / 255, rule), x)
+    assert torch.equal(to_bytes(to_range(x.float() / 255, rule)), x)
 
 
 def bilinear_by_hand(x, size):

@@ -6,12 +6,12 @@ from collections import OrderedDict
 from typing import ClassVar, Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softdimo.errors import PluginError, WeightsError
-from softdimo.kinds import Context, Features
+from softdimo.kinds import Cond, Context, Features, Logs
 from softdimo.math.precision import wide
 from softdimo.shapes import Image
 from softdimo.weights import Published, Shapes
@@ -72,7 +72,7 @@ class Inception(PublicSpec):
 
 
 class InceptionFeatures(Features):
-    """The network of `Inception`. Gives no gradient: images become bytes first."""
+    """The network of `Inception`. Gradients to the images pass straight through the bytes that they become."""
 
     width = 2048
 
@@ -117,25 +117,32 @@ class InceptionFeatures(Features):
         """The rules before the network."""
         return {"uint8": self.spec.uint8, "resize": self.spec.resize}
 
+    def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        """None: this network is as it was published."""
+        raise NotImplementedError("inception cannot be trained here; give it its public weights")
+
     def forward(self, img: Image) -> tuple[Float[Tensor, "B 2048"], Float[Tensor, "B 1008"]]:
         """pool3 and unbiased logits of images [B C H W] in [0, 1], C 1 or 3, in fp32."""
-        pixels = to_bytes(to_channels(wide(img), 3), self.spec.uint8).float()
+        scaled = to_range(to_channels(wide(img), 3), self.spec.uint8)
+        pixels = to_bytes(scaled).float() + (scaled - scaled.detach())  # the bytes exactly, and a gradient
         resized = tf_bilinear(pixels) if self.spec.resize == "tf_bilinear" else legacy(pixels)
         with torch.autocast(img.device.type, enabled=False):
             features = self.trunk((resized - 128) / 128)
             return features, features @ self.fc.weight.T
 
 
-def to_bytes(img: Image, rule: Rule) -> Tensor:
-    """Images in [0, 1] as uint8 [B C H W] by one of the rules of `Inception.uint8`; values outside are clipped."""
+def to_range(img: Image, rule: Rule) -> Float[Tensor, "B C H W"]:
+    """Images in [0, 1] in the range of bytes by a rule of `Inception.uint8`; `to_bytes` then cuts fractions off."""
     if rule == "stretch":
         low, high = (f(img, dim=(1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
-        scaled = (img - low) / (high - low).clamp_min(torch.finfo(img.dtype).tiny) * 255  # flat images are black
-    elif rule == "adm":
-        scaled = (2 * img - 1) * 127.5 + 128
-    else:
-        scaled = img * 255
-        scaled = scaled.round() if rule == "round" else scaled
+        return (img - low) / (high - low).clamp_min(torch.finfo(img.dtype).tiny) * 255  # flat images are black
+    if rule == "adm":
+        return (2 * img - 1) * 127.5 + 128
+    return (img * 255).round() if rule == "round" else img * 255
+
+
+def to_bytes(scaled: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+    """Clipped to [0, 255], fractions cut off."""
     return scaled.clamp(0, 255).to(torch.uint8)
 
 
