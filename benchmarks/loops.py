@@ -13,6 +13,7 @@ import torch
 from instruments import Watched, auxiliary_phase
 from published_loop import PublishedLoop
 from torch import nn
+from torch._functorch import config as functorch
 
 from softdimo import products, recipe
 from softdimo.build import Components
@@ -35,6 +36,7 @@ from softdimo_plugins.teachers.maskgit import MaskGit, MaskGitTeacher
 RECIPE = Path(__file__).parent.parent / "recipes" / "animals_dimo.yaml"
 PUBLISHED, DROPOUT, PUBLISHED16 = "published loop", "published loop, dropout", "published loop, bf16"
 OURS, SHARED, OURS16, SHARED16 = "softdimo", "softdimo, share_t", "softdimo, bf16", "softdimo, bf16, share_t"
+COMPILED16 = "softdimo, bf16, compiled"
 HALF_LIFE = 6931.1
 """Of an EMA with decay 0.9999."""
 
@@ -88,21 +90,27 @@ class Loop:
 
 
 def build(job: Job, names: tuple[str, ...]) -> dict[str, Loop]:
-    """Loops by name, all from one teacher with random weights.
+    """Loops by name, all from the same random weights.
 
     The published ones share networks and optimizers, and so do those of softdimo in one precision.
     """
-    torch.manual_seed(0)
     bare = Context(ImageShape(3, 1, 1), tuple(map(str, range(job.classes))), _no_parts, job.tokens)
-    teacher = job.teacher.build(bare).requires_grad_(False).eval()
-    context = replace(bare, teacher=teacher, schedule=job.schedule)
-    loops = {}
+
+    def context(dropout: bool) -> Context:
+        off = {} if dropout or isinstance(job.teacher, Compact) else {"dropout": 0.0}
+        torch.manual_seed(0)
+        teacher = job.teacher.model_copy(update=off).build(bare).requires_grad_(False).eval()
+        return replace(bare, teacher=teacher, schedule=job.schedule)
+
+    loops: dict[str, Loop] = {}
     if {PUBLISHED, DROPOUT, PUBLISHED16} & set(names):
-        loops |= published(context, job)
+        loops |= published(context(True), job)
     if {OURS, SHARED} & set(names):
-        loops |= dict(zip((OURS, SHARED), ours(context, job, "32-true"), strict=True))
+        loops |= dict(zip((OURS, SHARED), ours(context(False), job, "32-true"), strict=True))
     if {OURS16, SHARED16} & set(names):
-        loops |= dict(zip((OURS16, SHARED16), ours(context, job, "bf16-mixed"), strict=True))
+        loops |= dict(zip((OURS16, SHARED16), ours(context(False), job, "bf16-mixed"), strict=True))
+    if COMPILED16 in names:
+        loops[COMPILED16], _ = ours(context(False), job, "bf16-mixed", compiled=True)
     return {name: loops[name] for name in names}
 
 
@@ -146,8 +154,10 @@ def published(context: Context, job: Job) -> dict[str, Loop]:
     }
 
 
-def ours(context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"]) -> tuple[Loop, Loop]:
-    """The engine as a recipe with these settings builds it, without and with `share_t`."""
+def ours(
+    context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"], compiled: bool = False
+) -> tuple[Loop, Loop]:
+    """The engine as a recipe with these settings builds it, without and with `share_t`; no dropout."""
     fabric = launch(Hardware(accelerator="cpu", precision=precision))
     assert context.teacher is not None
     if products.worthwhile():
@@ -162,6 +172,11 @@ def ours(context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"]
     ema = EMA(student, job.train.ema.half_lives, job.train.ema.warmup)
     rng, done = torch.Generator().manual_seed(0), itertools.count()
     networks = {"teacher": term.teacher, "student": student, "auxiliary": term.critic}
+    if compiled:
+        functorch.donated_buffer = False  # as `Training` does
+        for net in networks.values():
+            for layer in net.layers():  # type: ignore[operator]
+                layer.compile()
     watched: list[Watched] = [
         (student, "forward", "generator forward"),
         (term.teacher, "forward", "teacher"),
