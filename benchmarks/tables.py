@@ -186,26 +186,39 @@ def memory(result: Result) -> str:
 
 
 def speed(result: Result) -> str:
-    """One step beside the published loop, and where its time goes."""
-    large, loops = result["maskgit"], result["maskgit"]["loops"]
-    body: list[list[object]] = [
-        ["network passes", *(f"{r['passes']:g}" for r in loops.values())],
-        ["seconds, median", *(f"{r['median']:.1f}" for r in loops.values())],
-        ["times as fast, median (range)", *(_times(r) for r in loops.values())],
-        ["peak memory, GiB", *(f"{r['peak_bytes'] / 2**30:.1f}" for r in loops.values())],
-    ]
-    for phase in dict.fromkeys(p for r in loops.values() for p in r["phases"]):
-        shares = (r["phases"].get(phase, 0.0) / r["median"] for r in loops.values())
-        body.append([f"share of {phase}", *(f"{100 * s:.1f} %" for s in shares)])
+    """One step beside the published loop, where its time goes, and how that grows."""
+    large, loops, rounds = result["maskgit"], result["maskgit"]["loops"], 0
+    body: list[list[object]] = []
+    for name, row in loops.items():
+        rounds = len(row["seconds"])
+        peak = f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else "–"
+        share = f"{row['rate'] / row['product_rate']:.0%}" if "rate" in row else "–"
+        body.append([name, f"{row['passes']:g}", f"{row['median']:.2f}", _times(row), peak, share])
+    shown = [n for n in loops if n in ("published loop", "softdimo", "softdimo, bf16")]
+    parts = [p for p in dict.fromkeys(p for n in shown for p in loops[n]["phases"])
+             if any(loops[n]["phases"].get(p, 0.0) >= 0.01 * loops[n]["median"] for n in shown)]  # fmt: skip
+    phases = [[p, *(f"{1000 * loops[n]['phases'].get(p, 0.0):.0f}" for n in shown)] for p in parts]
+    grown = [
+        [what, *(f"{r['median']:.2f}" + (f" ({r['times_as_fast']['median']:.2f} x)" if "times_as_fast" in r else "")
+                 for r in found["loops"].values())]
+        for what, found in result["growth"].items()
+    ]  # fmt: skip
     net, shape = large["teacher"], large["tokens"]
     ((_, small),) = result["animals"].items()
     heads = ", ".join(f"{p} {1000 * t:.0f}" for p, t in small["phases"].items() if t >= 0.01 * small["median"])
     return "\n\n".join(
         [
-            f"One step with {net['depth']} layers of width {net['width']}, V = {shape['V']}, batch {large['batch']}, "
-            f"random weights, {len(next(iter(loops.values()))['seconds'])} steps of each in turn on "
-            f"{result['provenance']['threads']} threads:",
-            table(["", *loops], body),
+            f"One step with {net['depth']} layers of width {net['width']}, L = {shape['rows'] * shape['cols']}, "
+            f"V = {shape['V']}, batch {large['batch']}, random weights, {rounds} steps of each in turn on "
+            f"{result['provenance']['threads']} threads ({result['provenance']['processor']}). The published loop is "
+            "written down in `published_loop.py`; without its dropout its mathematics is ours. Peak memory is that of "
+            "tensors; the rate is that of the step's matrix products, against the best that the processor gave them "
+            "alone.",
+            table(["", "passes", "seconds", "times as fast", "peak, GiB", "of the rate"], body),
+            "Where the milliseconds go:",
+            table(["", *shown], phases),
+            "How it grows, one size changed at a time; seconds of a step:",
+            table(["", *next(iter(result["growth"].values()))["loops"]], grown),
             f"A step of `recipes/animals_dimo.yaml` takes {1000 * small['median']:.0f} ms: {heads}.",
         ]
     )

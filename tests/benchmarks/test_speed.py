@@ -10,6 +10,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import speed
+import tables
 from instruments import Clock, counted, peak_bytes
 from loops import DROPOUT, OURS, OURS16, PUBLISHED, PUBLISHED16, SHARED, SHARED16, build, maskgit
 from published_loop import Network, PublishedLoop
@@ -75,6 +76,14 @@ def test_both_loops_train_the_same_networks(result):
     ratio = found["loops"][OURS]["times_as_fast"]
     assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
     assert {"git", "threads", "distributions"} <= set(result["provenance"])
+
+
+def test_the_tables_have_every_loop_and_size(result):
+    text = tables.speed(result)
+    for name, row in result["maskgit"]["loops"].items():
+        assert f"| {name} | {row['passes']:g} | {row['median']:.2f} |" in text
+    assert all(f"| {what} |" in text for what in speed.GROWTH)
+    assert "| 1 |" in text  # the yardstick itself
 
 
 def test_the_published_network_is_the_teacher():
