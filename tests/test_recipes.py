@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from softdimo import recipe, run
+from softdimo.kinds import ImageShape
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -70,6 +71,24 @@ def test_smoke(path: Path, runs: Path, images: Path) -> None:
             assert any(r["name"].endswith("held out") for r in rows)
     if loaded.recipe.search is not None:
         assert len(json.loads((folder / "search.json").read_text(encoding="utf-8"))["methods"]) >= 3
+
+
+@pytest.mark.parametrize("name", ["maskgit", "maskbit", "halton"])
+def test_the_tiny_version_of_a_public_teacher_is_shallow_but_as_wide(name: str) -> None:
+    path = ROOT / "recipes" / f"{name}_dimo.yaml"
+    full, small = (recipe.load(path, smoke=smoke).recipe for smoke in (False, True))
+    assert small.teacher == full.teacher.model_copy(update={"depth": 2, "weights": None, "fresh": True})  # type: ignore[union-attr]
+    shapes = [r.tokenizer.token_shape(ImageShape(3, 256, 256)) for r in (full, small)]  # type: ignore[union-attr]
+    assert shapes[0] == shapes[1]
+    assert shapes[0].L == 256
+
+
+@pytest.mark.parametrize("name", ["released", "continued"])
+def test_the_tiny_version_needs_no_public_student(name: str) -> None:
+    small = recipe.load(ROOT / "recipes" / "reference" / f"maskgit_dimo_{name}.yaml", smoke=True).recipe
+    assert small.eval is not None
+    assert [row.weights for row in small.eval.rows] == [None] * len(small.eval.rows)
+    assert small.train is None or small.train.start.from_ is None
 
 
 def test_results_in_documents_are_current() -> None:

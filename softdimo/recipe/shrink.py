@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from softdimo.recipe.model import Recipe
+from softdimo.recipe.model import Recipe, Row, Start
 from softdimo.spec import Player, Settings, Spec
 
 Path = tuple[str | int, ...]
@@ -40,9 +40,12 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 def smoke(recipe: Recipe) -> Recipe:
     """Two iterations, a few samples and conditions, two seeds, two values of a sweep.
 
-    Components shrink by their own `Spec.smoke`.
+    Components shrink by their own `Spec.smoke`. Where the teacher leaves out its file of weights, whose sizes are not
+    its own any more, students leave out theirs.
     """
     small: Recipe = rewrite(recipe, _shrink)
+    if recipe.teacher and small.teacher and recipe.teacher.weights is not None and small.teacher.weights is None:
+        small = rewrite(small, _without_file)
     update: dict[str, Any] = {}
     if small.train is not None:
         start = small.train.start
@@ -75,6 +78,15 @@ def smoke(recipe: Recipe) -> Recipe:
             update={"conditions": conditions, "batch_size": min(conditions, small.search.batch_size)}
         )
     return small.model_copy(update=update)
+
+
+def _without_file(settings: Settings) -> Settings:
+    """A student from a file becomes a copy of the teacher, and training starts from that."""
+    if isinstance(settings, Row) and isinstance(settings.weights, str):
+        return settings.model_copy(update={"of": "teacher", "weights": None})
+    if isinstance(settings, Start) and isinstance(settings.from_, str):
+        return settings.model_copy(update={"from_": None})
+    return settings
 
 
 def _shrink(settings: Settings) -> Settings:
