@@ -22,13 +22,13 @@ from softdimo.recipe import Loaded
 from softdimo.recipe.model import Row
 
 SEEDS, SAMPLES, REFERENCE = (100, 101), 800, 8000
-GUIDANCE = [Guidance(scale=2.0), *(Guidance(scale=s, ramp="linear") for s in (2.0, 3.0, 4.0))]
+GUIDANCE = [Guidance(scale=2.0), *(Guidance(scale=s, ramp="linear") for s in (2.0, 3.0, 4.0, 5.0, 6.0))]
 OWN: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "maskgit": ("choice_temperature", (4.5, 8.0, 20.0)),
-    "halton_confidence": ("choice_temperature", (4.5, 8.0, 20.0)),
-    "maskbit": ("choice_temperature", (4.5, 8.0, 20.0)),
+    "maskgit": ("choice_temperature", (4.5, 8.0, 20.0, 40.0)),
+    "halton_confidence": ("choice_temperature", (4.5, 8.0, 20.0, 40.0)),
+    "maskbit": ("choice_temperature", (4.5, 8.0, 20.0, 40.0)),
     "halton": ("randomize", (True,)),
-    "theta_trapezoidal": ("theta", (0.3, 0.4)),
+    "theta_trapezoidal": ("theta", (0.3, 0.4, 0.6)),
 }
 """What a sampler has beside its guidance, and other values than the recipe's."""
 OWN_AT = 8
