@@ -7,7 +7,7 @@ numbers are the same up to the order of summation.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.nn.functional import linear
 
 ROWS = 64
 """Fewer rows are not worth the call."""
+CHUNK = 1024
+"""Rows that are transposed at a time."""
 
 
 @cache
@@ -62,8 +64,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + b."""
-        ctx.save_for_backward(x, weight)
+        """x W^T + b. Where W is frozen, its gradient's x is not kept."""
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight, bias)
 
     @staticmethod
@@ -74,9 +76,14 @@ class _Product(torch.autograd.Function):
         rows = g.flatten(0, -2)
         return (
             product(g, weight.T) if of_x else None,
-            product(rows.T, x.flatten(0, -2).T) if of_weight else None,
+            _transposed(rows, x.flatten(0, -2)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _transposed(g: Float[Tensor, "R N"], x: Float[Tensor, "R K"]) -> Float[Tensor, "N K"]:
+    """g^T x, a few rows at a time: both are copied on the way."""
+    return reduce(torch.add, (product(a.T, b.T) for a, b in zip(g.split(CHUNK), x.split(CHUNK), strict=True)))
 
 
 def product(

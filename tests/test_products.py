@@ -29,19 +29,35 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return seen
 
 
-@pytest.mark.parametrize("shape", [(70, 48), (5, 33, 48), (2, 3, 40, 48)])
+@pytest.mark.parametrize("shape", [(70, 48), (5, 33, 48), (2, 3, 40, 48), (1500, 48)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_output_and_gradients_are_those_of_a_linear_layer(shape, bias, used) -> None:
     plain, quick = pair(bias)
     results = []
     for layer in (plain, quick):
-        x = torch.linspace(-1, 1, 48).expand(shape).cumsum(0).requires_grad_()
+        x = torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32)).view(shape).requires_grad_()
         y = layer(x)
         given = torch.cos(torch.arange(y.numel(), dtype=torch.float32)).view_as(y)
         results.append((y, *torch.autograd.grad(y, (x, *layer.parameters()), given)))
-    assert used == [shape, (*shape[:-1], 20), (20, torch.Size(shape[:-1]).numel())]
+    rows = torch.Size(shape[:-1]).numel()
+    parts = [min(products.CHUNK, rows - i) for i in range(0, rows, products.CHUNK)]
+    assert used == [shape, (*shape[:-1], 20), *((20, n) for n in parts)]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(b, a, atol=2e-4, rtol=1e-5)
+
+
+def test_a_frozen_layer_keeps_no_input() -> None:
+    _, quick = pair()
+    x = torch.randn(80, 48, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        quick(x)
+        assert {t.data_ptr() for t in kept} == {x.data_ptr(), quick.weight.data_ptr()}
+        kept.clear()
+        y = quick.requires_grad_(False)(x)
+    assert {t.data_ptr() for t in kept} == {quick.weight.data_ptr()}
+    (g,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    torch.testing.assert_close(g, quick.weight.sum(0).expand(80, 48), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_gradients() -> None:
