@@ -83,7 +83,9 @@ class _Product(torch.autograd.Function):
 
 def _transposed(g: Float[Tensor, "R N"], x: Float[Tensor, "R K"]) -> Float[Tensor, "N K"]:
     """g^T x, a few rows at a time: both are copied on the way."""
-    return reduce(torch.add, (product(a.T, b.T) for a, b in zip(g.split(CHUNK), x.split(CHUNK), strict=True)))
+    return reduce(
+        torch.add, (product(a.T, b.T) for a, b in zip(torch.split(g, CHUNK), torch.split(x, CHUNK), strict=True))
+    )
 
 
 def product(
