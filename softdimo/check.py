@@ -205,8 +205,9 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
             made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
         shares, phases = made + shares, turns
     shares += _judges(parts, shares)
-    encoded = train is not None and learns_from_tokens(train) and parts.tokens is not None and parts.data.has_images
-    tokens = len(parts.data.source("train")) * parts.tokens.units * 2 if encoded and parts.tokens is not None else 0
+    tokens = 0
+    if train is not None and learns_from_tokens(train) and parts.tokens is not None and parts.data.has_images:
+        tokens = len(parts.data.source("train")) * parts.tokens.units * 2
     device, free = memory.available(recipe.hardware.accelerator)
     notes = [f"{p.name}: {p.unknown}" for p in phases if p.unknown]
     return Estimate(shares, phases, memory.held(parts.data) + tokens, device, free, notes)

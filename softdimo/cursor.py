@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from softdimo.errors import DataError
 from softdimo.kinds import Batch, Cond, Data, Source, Tokenizer
+from softdimo.math.digest import seed_of
 
 
 class Shuffled:
@@ -88,9 +88,7 @@ class Labels:
         return some[begin : begin + size]
 
     def _generator(self, place: int) -> torch.Generator:
-        """Its seed is a hash: streams of different runs and places have nothing in common."""
-        digest = hashlib.sha256(f"labels {self.seed} {place}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator().manual_seed(seed_of("labels", self.seed, place))
 
     def state_dict(self) -> dict[str, Any]:
         """Labels drawn so far (of the global stream)."""

@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softdimo.evaluate.rows import Progress, mix
+from softdimo.evaluate.rows import Progress
 from softdimo.files import write_json
 from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer, rated
 from softdimo.math.best import best_of
+from softdimo.math.digest import seed_of
 from softdimo.math.init import Init
 from softdimo.math.rollout import categorical, start
 from softdimo.math.soft import Relaxation
@@ -160,7 +161,7 @@ class _Comparison:
         """This rank's conditions and the batches' own generators, the same for every method."""
         for first in self.pieces.ranks.mine(range(0, self.n, self.batch_size)):
             cond = self.conditions[first : first + self.batch_size].to(self.pieces.device)
-            yield cond, torch.Generator(self.pieces.device).manual_seed(mix(self.seed, first))
+            yield cond, torch.Generator(self.pieces.device).manual_seed(seed_of(self.seed, first))
 
     def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:
         """A start: the student's own random input."""

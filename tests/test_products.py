@@ -7,6 +7,8 @@ from torch import nn
 from softdimo import products
 from softdimo.products import Linear, product, quicken
 
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+
 
 def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 from pydantic import BaseModel
-from torch import Tensor
 
 from benchmarks.parity_checks.case import RELATIVE, Case
 from benchmarks.parity_checks.class_conditional import sequence, tokens_and_classes
+from benchmarks.parity_checks.maskgit import Given
 from softdimo import recipe
 from softdimo.explain import explain
-from softdimo.kinds import Cond, Output, Teacher
+from softdimo.kinds import Cond, Teacher
 from softdimo.math.masking import apply_mask
 from softdimo.math.rollout import Roll
 from softdimo.math.soft import Relaxation
@@ -115,27 +115,6 @@ def test_what_it_says_is_what_the_script_does() -> None:
     text = explain(recipe.load(FOLDER / "maskgit_dimo_official.yaml"))
     assert "10 in all" in text
     assert "dimo on x_θ drawn anew" in text
-
-
-class Given(Teacher):
-    """A psi whose logits [B L 1 V + 1] are recorded."""
-
-    def __init__(self, net: Teacher, logits: Tensor) -> None:
-        super().__init__()
-        self.shape, self.width, self.depth, self.logits = net.shape, net.width, net.depth, logits
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return tokens.float()
-
-    def soften(self, probs: Tensor, mask: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def table_rms(self) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, e: Tensor, cond: Cond, at: Tensor | None = None, features: Any = ()) -> Output:
-        assert at is not None
-        return Output(self.logits[at])
 
 
 def published(case: Case) -> Teacher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -67,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with sigterm_as_ctrl_c():
             code = _run(argv)
-        if argv is None:  # a command of its own: what is done is done, while the interpreter takes itself down
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if argv is None and threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # what is done is done, while the interpreter takes itself down
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

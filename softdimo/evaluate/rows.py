@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from softdimo.errors import DataError, RecipeError
 from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Source, Teacher, Tokenizer
+from softdimo.math.digest import seed_of
 from softdimo.ranks import ALONE, Ranks
 from softdimo.shapes import Image
 
@@ -156,7 +156,7 @@ def samples(
     try:
         for first in pieces.ranks.mine(range(start, n, batch_size)):
             cond = conditions[first : first + batch_size].to(pieces.device)
-            rng = torch.Generator(pieces.device).manual_seed(mix(seed, first))
+            rng = torch.Generator(pieces.device).manual_seed(seed_of(seed, first))
             if subject.decode == "soft" and probs is not None:
                 yield tokenizer.decode_soft(probs(net, cond, rng), cond), cond
             else:
@@ -169,11 +169,6 @@ def samples(
 def source_of(pieces: Pieces, split: str) -> Source:
     """The split `train`, without augmented copies of its images, or `held_out`."""
     return pieces.data.reference() if split == "train" else pieces.data.source(split)
-
-
-def mix(seed: int, place: int) -> int:
-    """Seed of one batch: a hash of the run's seed and the batch's place, so that no batch depends on another."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:7], "big")
 
 
 def _batches(

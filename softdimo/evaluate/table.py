@@ -30,7 +30,6 @@ from softdimo.evaluate.rows import (
     Stream,
     Subject,
     at_data,
-    mix,
     real_images,
     reconstruction_split,
     reconstructions,
@@ -40,7 +39,7 @@ from softdimo.evaluate.rows import (
 )
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
-from softdimo.math.digest import digest_json, digest_module
+from softdimo.math.digest import digest_json, digest_module, seed_of
 from softdimo.ranks import ALONE
 
 Json = dict[str, Any]
@@ -287,7 +286,7 @@ def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[
     """
     total = len(pieces.data.reference())
     size = min(total // 2, plan.samples * len(plan.seeds))
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(mix(seed, -1)))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(seed, -1)))
     judges = {name: metric for name, metric in pieces.metrics().items() if metric.compares_with != "file"}
     quiet: Progress = lambda what, done, total: None  # noqa: E731
     _feed_reference((judges,), real_images(pieces, "train", order[:size], plan.batch_size, quiet, "halves", ALONE))

@@ -38,3 +38,8 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     """The elements in row-major order as bytes (bfloat16 has them too)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def seed_of(*place: object) -> int:
+    """Seed of one place in a run: a hash of all that names it, so that no two streams have anything in common."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, place)).encode()).digest()[:7], "big")
