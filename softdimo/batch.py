@@ -13,6 +13,8 @@ from softdimo.shapes import Image, Labels, Tokens
 
 Logs = dict[str, Tensor | float]
 """Scalars for the log; tensors are detached by the engine."""
+NULL = "null."
+"""Before the name of a tensor in `Cond.tensors`: the same of the unconditional (or negative) prompt."""
 NULL_LABEL = -1
 """Label of the unconditional branch."""
 
@@ -48,7 +50,8 @@ class TokenShape(NamedTuple):
 class Cond:
     """Conditions of a batch: class labels, or prompts with their encodings. Batch first everywhere.
 
-    `tensors` holds whatever a text-conditioned teacher needs (encoder states, pooled vectors), each [B ...].
+    `tensors` holds what a text encoder makes of the prompts (states, pooled vectors), each [B ...], and the same of the
+    unconditional prompt as `null.<name>`.
     """
 
     labels: Labels

@@ -16,7 +16,19 @@ from softdimo import products
 from softdimo.cursor import Tokenized
 from softdimo.errors import DataError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
-from softdimo.kinds import Context, Data, Discriminator, Features, ImageShape, Teacher, Term, Tokenizer, TokenShape
+from softdimo.kinds import (
+    Context,
+    Data,
+    Discriminator,
+    Features,
+    ImageShape,
+    Teacher,
+    Term,
+    TextEncoder,
+    Tokenizer,
+    TokenShape,
+)
+from softdimo.prompted import Prompted
 from softdimo.recipe.model import Recipe, Train
 from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
 
@@ -67,11 +79,20 @@ class Components:
         self._made: dict[str, Any] = {}
 
     @cached_property
-    def data(self) -> Data:
-        """The data set, as it comes: images, tokens, or labels alone."""
+    def given(self) -> Data:
+        """The data set, as it comes: images, tokens, labels or prompts alone."""
         blank = Context(ImageShape(1, 1, 1), (), self.make, device=self.device)
         data: Data = self.recipe.data.build(blank)
         return data
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, its prompts with their encodings."""
+        return self._with_text(self.given)
+
+    def _with_text(self, data: Data) -> Data:
+        spec = self.recipe.text_encoder
+        return data if spec is None else Prompted(data, lambda: self.make(spec))
 
     @cached_property
     def tokens(self) -> TokenShape | None:
@@ -79,7 +100,7 @@ class Components:
         spec = self.recipe.tokenizer
         if spec is None:
             return None
-        shape: TokenShape = spec.token_shape(self.data.image)  # type: ignore[attr-defined]
+        shape: TokenShape = spec.token_shape(self.given.image)  # type: ignore[attr-defined]
         return shape
 
     @cached_property
@@ -88,7 +109,7 @@ class Components:
         if self.recipe.tokenizer is None:
             return None
         tokenizer: Tokenizer = self.make(self.recipe.tokenizer)
-        self.data.meet(tokenizer)
+        self.given.meet(tokenizer)
         return tokenizer
 
     @cached_property
@@ -100,7 +121,9 @@ class Components:
     def tokenized(self) -> Data:
         """The data set as tokens; images are encoded once. Tokens come as they are, and so do labels alone."""
         tokenizer = self.require_tokenizer()
-        return Tokenized(self.data, tokenizer, self.device) if self.data.has_images else self.data
+        if not self.given.has_images:
+            return self.data
+        return self._with_text(Tokenized(self.given, tokenizer, self.device))
 
     def require_tokens(self, spec: LossSpec, term: Term) -> None:
         """Refuse data of labels alone for a term whose critic looks at real tokens, before anything is trained."""
@@ -127,8 +150,8 @@ class Components:
     def context(self, bare: bool = False) -> Context:
         """What components may know; `bare` leaves the networks out (tokenizer and teacher are built so)."""
         return Context(
-            image=self.data.image,
-            classes=self.data.classes,
+            image=self.given.image,
+            classes=self.given.classes,
             make=self.make,
             tokens=self.tokens,
             teacher=None if bare else self.teacher,
@@ -148,7 +171,7 @@ class Components:
             built = self.fresh(spec)
             if isinstance(built, nn.Module):
                 self.load(built, spec)
-                if isinstance(built, Teacher | Tokenizer | Features):
+                if isinstance(built, Teacher | Tokenizer | TextEncoder | Features):
                     built.requires_grad_(False).eval()
             if isinstance(built, Discriminator):
                 return built
@@ -157,7 +180,7 @@ class Components:
 
     def fresh(self, spec: Spec) -> Any:
         """Build a component with weights drawn from the recipe's seed, without loading any."""
-        bare = spec in (self.recipe.tokenizer, self.recipe.teacher, self.recipe.features)
+        bare = spec in (self.recipe.tokenizer, self.recipe.text_encoder, self.recipe.teacher, self.recipe.features)
         seed = int.from_bytes(
             hashlib.sha256(f"{self.recipe.seed} {spec.model_dump_json()}".encode()).digest()[:6], "big"
         )

@@ -80,10 +80,13 @@ def _parts(loaded: Loaded, known: dict[str, Data]) -> Components:
     parts = Components(loaded.recipe, "meta")
     key = loaded.recipe.data.model_dump_json()
     with _located(loaded, ("data",)):
-        known[key] = parts.__dict__["data"] = known.get(key) or parts.data
+        known[key] = parts.__dict__["given"] = known.get(key) or parts.given
     with _located(loaded, ("tokenizer",)):
         _ = parts.tokens
         _ = parts.tokenizer
+    if loaded.recipe.text_encoder is not None:
+        with _located(loaded, ("text_encoder",)):
+            parts.make(loaded.recipe.text_encoder)
     with _located(loaded, ("teacher",)):
         _ = parts.teacher
     if loaded.recipe.features is not None:
@@ -227,7 +230,7 @@ def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]
             terms[spec.name] = term
         if term is not None and term.critic is not None:
             shares.append(memory.share(f"{spec.name}'s critic", term.critic, term.player, precision))
-    cond, teacher = parts.data.conditions(train.batch_size), parts.require_teacher()
+    cond, teacher = parts.data.ready(parts.data.conditions(train.batch_size)), parts.require_teacher()
     hardware, device = parts.recipe.hardware, memory.device(parts.recipe.hardware.accelerator)
     return shares, student_phases(student, teacher, parts.tokenizer, terms, cond, hardware, device)
 
@@ -238,7 +241,8 @@ def _fit(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
     net: nn.Module = parts.fresh(spec)
     share = memory.share(f"{train.network} ({spec.use})", net, train.player, parts.recipe.hardware.precision,
                          len(train.ema.half_lives))  # fmt: skip
-    cond, image, hardware = parts.data.conditions(train.batch_size), parts.data.image, parts.recipe.hardware
+    cond = parts.data.ready(parts.data.conditions(train.batch_size))
+    image, hardware = parts.data.image, parts.recipe.hardware
     pictures, device = torch.empty(len(cond), *image, device="meta"), memory.device(hardware.accelerator)
     if isinstance(net, Teacher):
         e = torch.empty(len(cond), net.shape.L, net.width, device="meta", requires_grad=True)

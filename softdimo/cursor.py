@@ -162,6 +162,7 @@ class TokenSource:
     def __init__(self, source: Source, tokenizer: Tokenizer, device: torch.device, batch: int = 256) -> None:
         self.source = source
         tokens, labels = [], []
+        self.prompts: list[str] = []
         with torch.inference_mode():
             for index in torch.split(torch.arange(len(source)), batch):
                 real = source.get(index)
@@ -170,6 +171,7 @@ class TokenSource:
                 ids = tokenizer.encode(real.images.to(device))
                 tokens.append(ids.to("cpu", torch.int16 if tokenizer.shape.V < 2**15 else torch.int32))
                 labels.append(real.cond.labels)
+                self.prompts += real.cond.prompts
         self.tokens, self.labels = torch.cat(tokens), torch.cat(labels)
 
     def __len__(self) -> int:
@@ -177,4 +179,5 @@ class TokenSource:
 
     def get(self, index: Int[Tensor, "B"]) -> Batch:
         """Tokens and labels at `index`."""
-        return Batch(Cond(self.labels[index]), tokens=self.tokens[index].long())
+        prompts = tuple(self.prompts[i] for i in index.tolist()) if self.prompts else ()
+        return Batch(Cond(self.labels[index], prompts), tokens=self.tokens[index].long())

@@ -206,9 +206,9 @@ def _exported(path: Path, device: torch.device) -> Generator:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
         raise PluginError(f"{path / RECIPE} needs components that are not here:\n  " + "\n  ".join(faults)) from error
     known = {name: getattr(model, name) for name in _Model.model_fields}
-    parts = Components(Recipe.model_construct(**known, train=None, features=None), device)
+    parts = Components(Recipe.model_construct(**known, text_encoder=None, train=None, features=None), device)
     image = ImageShape(*json.loads(about["softdimo.image"]))
-    parts.__dict__["data"] = _Known(image, tuple(json.loads(about["softdimo.classes"])))
+    parts.__dict__["given"] = _Known(image, tuple(json.loads(about["softdimo.classes"])))
     tokenizer = cast(Tokenizer, parts.fresh(model.tokenizer))
     _fill(tokenizer, path / TOKENIZER)
     _check(tokenizer, about["softdimo.tokenizer"], path / TOKENIZER)

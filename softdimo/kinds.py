@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softdimo.batch import NULL as NULL
 from softdimo.batch import NULL_LABEL as NULL_LABEL
 from softdimo.batch import Batch as Batch
 from softdimo.batch import Cond as Cond
@@ -100,8 +101,12 @@ class Teacher(nn.Module, ABC):
         """Root mean square of the input embedding table (scalar): the unit of embedding noise and of TTEO's steps."""
 
     def null(self, cond: Cond) -> Cond:
-        """The unconditional (or negative) branch of classifier-free guidance."""
-        return replace(cond, labels=torch.full_like(cond.labels, NULL_LABEL))
+        """The unconditional (or negative) branch of classifier-free guidance: no label, the encoding `null.<name>`."""
+        return replace(
+            cond,
+            labels=torch.full_like(cond.labels, NULL_LABEL),
+            tensors={name: cond.tensors.get(f"{NULL}{name}", t) for name, t in cond.tensors.items()},
+        )
 
     def frozen(self) -> tuple[str, ...]:
         """Prefixes of the parameters that student and auxiliary keep from the teacher (embedding tables, biases)."""
@@ -135,6 +140,17 @@ class Tokenizer(nn.Module, ABC):
     def loss(self, img: Image, rng: torch.Generator, progress: float) -> tuple[Tensor, Logs]:
         """Training loss of this tokenizer at `progress` in [0, 1] of its run."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here; give it weights")
+
+
+class TextEncoder(nn.Module, ABC):
+    """Prompts -> what teachers and tokenizers are conditioned on. Always frozen."""
+
+    negative: str = ""
+    """The prompt of the unconditional branch of guidance."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Named tensors [B ...], on its device; each prompt's do not depend on the others'."""
 
 
 class Features(nn.Module, ABC):
@@ -305,8 +321,12 @@ class Data(ABC):
         return Shuffled(self.source("train"), batch_size, seed, rank, world)
 
     def conditions(self, n: int) -> Cond:
-        """`n` conditions, balanced over the classes, in a fixed order."""
+        """`n` conditions, balanced over the classes, in a fixed order; `ready` before a network sees them."""
         return Cond(torch.arange(n) % len(self.classes))
+
+    def ready(self, cond: Cond) -> Cond:
+        """Conditions with all that networks need: prompts get their encodings. What splits give is ready."""
+        return cond
 
     def fingerprint(self) -> str:
         """Identifies the data's content (a hash), for provenance and caches."""

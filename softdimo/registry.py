@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from softdimo.spec import Spec
 
 KINDS = (
-    "data", "tokenizer", "teacher", "features", "loss", "discriminator", "reward", "sampler", "search", "metric",
+    "data", "tokenizer", "text_encoder", "teacher", "features", "loss", "discriminator", "reward", "sampler", "search",
+    "metric",
 )  # fmt: skip
 """Kinds of component, in the order of `softdimo plugins list`."""
 

@@ -160,7 +160,7 @@ class _Comparison:
     def batches(self) -> Iterator[tuple[Cond, torch.Generator]]:
         """This rank's conditions and the batches' own generators, the same for every method."""
         for first in self.pieces.ranks.mine(range(0, self.n, self.batch_size)):
-            cond = self.conditions[first : first + self.batch_size].to(self.pieces.device)
+            cond = self.pieces.data.ready(self.conditions[first : first + self.batch_size]).to(self.pieces.device)
             yield cond, torch.Generator(self.pieces.device).manual_seed(seed_of(self.seed, first))
 
     def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:

@@ -12,7 +12,7 @@ from torch import nn
 
 from softdimo import strips
 from softdimo.build import Components
-from softdimo.kinds import Sampler, Teacher, Tokenizer
+from softdimo.kinds import Cond, Sampler, Teacher, Tokenizer
 from softdimo.math.rollout import categorical, start
 from softdimo.shapes import Image
 
@@ -56,12 +56,16 @@ class Sheets:
             with averaged():
                 decoded = tokenizer.decode(tokenizer.encode(real.images), real.cond)
             return [("held out", real.images), ("decoded", decoded)], []
-        labels = self.parts.data.conditions(self.columns).labels.tolist()
-        heads = [self.parts.data.classes[i] for i in labels]
+        cond = self.parts.data.conditions(self.columns)
+        heads = list(cond.prompts) or [self.parts.data.classes[i] for i in cond.labels.tolist()]
         if network == "teacher":
             with averaged():
                 return [("teacher", self._sampled(cast(Teacher, net)))], heads
         return self._student(cast(Teacher, net), averaged), heads
+
+    def _conditions(self) -> Cond:
+        data = self.parts.data
+        return data.ready(data.conditions(self.columns)).to(self.parts.device)
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(self.parts.device).manual_seed(SEED)
@@ -69,7 +73,7 @@ class Sheets:
     def _sampled(self, net: Teacher) -> Image:
         """Samples of a masked diffusion model by the recipe's `train.sampler`; one-step ones when it has none."""
         tokenizer = self.parts.require_tokenizer()
-        cond = self.parts.data.conditions(self.columns).to(self.parts.device)
+        cond = self._conditions()
         train = self.parts.recipe.train
         if train is None or train.sampler is None:
             return self._one_step(net)[0]
@@ -79,7 +83,7 @@ class Sheets:
     def _one_step(self, net: Teacher) -> tuple[Image, Image]:
         """Hard and soft decode of one student pass."""
         tokenizer = self.parts.require_tokenizer()
-        cond, rng = self.parts.data.conditions(self.columns).to(self.parts.device), self._rng()
+        cond, rng = self._conditions(), self._rng()
         logits = net(start(net, cond, self.parts.recipe.init, rng)[1], cond).logits.float()
         return tokenizer.decode(categorical(logits, rng), cond), tokenizer.decode_soft(logits.softmax(-1), cond)
 

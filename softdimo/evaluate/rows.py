@@ -155,7 +155,7 @@ def samples(
     net.eval()
     try:
         for first in pieces.ranks.mine(range(start, n, batch_size)):
-            cond = conditions[first : first + batch_size].to(pieces.device)
+            cond = pieces.data.ready(conditions[first : first + batch_size]).to(pieces.device)
             rng = torch.Generator(pieces.device).manual_seed(seed_of(seed, first))
             if subject.decode == "soft" and probs is not None:
                 yield tokenizer.decode_soft(probs(net, cond, rng), cond), cond

@@ -232,6 +232,8 @@ class Recipe(Settings):
     """The data set."""
     tokenizer: Annotated[NetworkSpec, component("tokenizer")] | None = None
     """Codes <-> pixels."""
+    text_encoder: Annotated[NetworkSpec, component("text_encoder")] | None = None
+    """What turns prompts into what the teacher is conditioned on."""
     teacher: Annotated[NetworkSpec, component("teacher")] | None = None
     """The masked diffusion model that is distilled."""
     features: Annotated[NetworkSpec, component("features")] | None = None

@@ -57,6 +57,10 @@ class Discriminator(NetworkSpec):
     """Blocks."""
 
 
+class TextEncoder(NetworkSpec):
+    """Toy text encoder."""
+
+
 class Loss(LossSpec):
     """Toy loss."""
 
@@ -108,7 +112,7 @@ class Metric(Spec):
     """Features."""
 
 
-ENTRIES = {f"softdimo.{kind}": {f"toy_{kind}": f"tests.recipe.toy:{kind.capitalize()}"} for kind in KINDS}
+ENTRIES = {f"softdimo.{kind}": {f"toy_{kind}": f"tests.recipe.toy:{kind.title().replace('_', '')}"} for kind in KINDS}
 ENTRIES["softdimo.loss"]["toy_broken"] = "tests.recipe.toy:NotALoss"
 
 STUDENT = """\
