@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,12 +45,13 @@ class ChannelsLast(nn.Module):
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, features: Sequence[int], headless: bool, *args: Tensor
+    blocks: Iterable[Callable[..., Tensor]], x: Tensor, features: Sequence[int], headless: bool, *args: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x through `block(x, *args)` of each block, and the outputs of the blocks `features`, in their order.
 
     `headless` stops after the last feature. ValueError for a feature that is no block.
     """
+    blocks = tuple(blocks)
     if any(not 0 <= i < len(blocks) for i in features):
         raise ValueError(f"features {tuple(features)}: this network has blocks 0 to {len(blocks) - 1}")
     seen: dict[int, Tensor] = {}

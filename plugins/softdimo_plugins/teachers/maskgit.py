@@ -75,14 +75,17 @@ class MaskGit(PublicTransformer):
         return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
-def one_group(name: str, context: Context, classes: int) -> TokenShape:
-    """The tokens of `context`, one group of classes; RecipeError if there are none, more groups, or more labels."""
+def one_group(name: str, context: Context, classes: int | None = None) -> TokenShape:
+    """The tokens of `context`, one group of classes; RecipeError if there are none, more groups, or more labels.
+
+    `classes`: how many labels the network knows, where it knows any.
+    """
     shape = context.tokens
     if shape is None:
         raise RecipeError(f"the teacher `{name}` needs a tokenizer; add a `tokenizer:` section")
     if shape.G != 1:
         raise RecipeError(f"the teacher `{name}` has one class per token, but the tokenizer gives {shape.G} groups")
-    if len(context.classes) > classes:
+    if classes is not None and len(context.classes) > classes:
         raise RecipeError(f"the data has {len(context.classes)} classes, the teacher `{name}` {classes}; raise classes")
     return shape
 
