@@ -17,7 +17,7 @@ from torch.nn import functional
 from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
 from softdimo.math.precision import wide
-from softdimo.shapes import Embedding, Mask, PerSample, Probs, Tokens
+from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.diffusers_files import DiffusersSpec, needing_diffusers
 from softdimo_plugins.encodings import encoding
@@ -217,14 +217,18 @@ class MeissonicTeacher(Teacher):
 
         Without autocast: times of 63 or 1000 are multiplied by 1000 before their sine is taken.
         """
-        pooled = encoding(cond, "pooled", (self.width,), READER)
-        weight = self.cond_embed.linear_1.weight
+        pooled, times = encoding(cond, "pooled", (self.width,), READER), cond.tensors.get("timestep")
+        both, like = self.time_text_embed, self.cond_embed.linear_1.weight
         with full_precision(e.device):
-            t: PerSample = cond.tensors.get("timestep", torch.full((len(e),), self.spec.timestep, device=e.device))
             facts = cond.tensors.get("micro", torch.tensor(self.micro, device=e.device).expand(len(e), -1))
             code = self.fact_code(facts.flatten()).view(len(e), -1)
-            u = self.cond_embed(torch.cat([pooled.to(weight.dtype), code.to(weight.dtype)], -1))
-            out: Tensor = self.time_text_embed(1000 * t.float(), u)
+            u = self.cond_embed(torch.cat([pooled.to(like.dtype), code.to(like.dtype)], -1))
+            if times is None:
+                distinct, which = torch.tensor([self.spec.timestep], device=e.device), torch.zeros_like(cond.labels)
+            else:
+                distinct, which = times.unique(return_inverse=True)
+            time = both.timestep_embedder(both.time_proj(1000 * distinct.float()).to(like.dtype))
+            out: Tensor = time[which] + both.text_embedder(u)
         return out
 
     def rotation(self, text: int, device: torch.device) -> tuple[Tensor, Tensor]:
