@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskbit, maskgit, meissonic, schedules, vqgan
+from . import halton, maskbit, maskgit, meissonic, meissonic_dimo, schedules, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -24,6 +24,7 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     schedules.CHECKS,
     maskbit.CHECKS,
     meissonic.CHECKS,
+    meissonic_dimo.CHECKS,
 ]
 
 
