@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from softdimo import registry, testing
-from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.kinds import Cond, Context, ImageShape, TokenShape
 from softdimo.spec import Spec
 from tests import caches
 
@@ -27,6 +27,8 @@ PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 CNN = {"use": "cnn", "width": 4, "features": 8}
 TWO_BITS = {"tokens": TokenShape(1, 2, 1, 2)}
 ONE_GROUP = {"tokens": TokenShape(2, 3, 1, 5)}
+MEISSONIC = {"width": 32, "heads": 2, "axes": (4, 6, 6), "joint": 1, "single": 1, "text_width": 10, "spare": 3}
+MEISSONIC |= {"encoded": {"states": (4, 10), "pooled": (32,)}}
 CASES: dict[str, list[dict[str, Any]]] = {
     "teacher compact": [{"width": 16}, {"width": 16, "local": False}, {"width": 24, "heads": 3, "depth": 1}],
     "teacher maskbit": [
@@ -43,6 +45,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "teacher halton": [
         {"width": 16, "depth": 2, "heads": 3, "hidden": 24, "context": ONE_GROUP},
         {"width": 24, "depth": 1, "heads": 2, "registers": 0, "classes": 3, "context": ONE_GROUP},
+    ],
+    "teacher meissonic": [
+        {**MEISSONIC, "context": {"tokens": TokenShape(4, 6, 1, 5)}, "timestep": 3.0},
+        {**MEISSONIC, "joint": 2, "halve": False, "context": ONE_GROUP, "micro": (8, 12, 1, 2, 5.5)},
+        {**MEISSONIC, "context": {"tokens": TokenShape(2, 4, 1, 5)}, "mixing": "before"},
+        {**MEISSONIC, "context": {"tokens": TokenShape(2, 4, 1, 5)}, "top_k": 2},
+    ],
+    "tokenizer meissonic_vq": [
+        {"widths": (16, 32), "latent": 8, "dim": 6, "codebook": 9, "blocks": 1, "norm_groups": 8}
+        | {"context": {"image": ImageShape(channels, 8, 12)}, "attention": channels == 1, "at_once": at_once}
+        for channels, at_once in ((1, None), (3, 1), (3, 2))
     ],
     "tokenizer vqgan": [
         {"width": 32, "latent": 8, "dim": 6, "codebook": 9, "multipliers": (1, 2), "blocks": 1, "resolution": 8,
@@ -89,6 +102,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sampler maskbit": [
         {"steps": 1}, {"steps": 4}, {"steps": 12, "guidance": {"scale": 2.0, "ramp": "constant"}, "temperature": 0.7},
     ],
+    "sampler meissonic": [
+        {"steps": 1}, {"steps": 4}, {"steps": 12, "last_choice_temperature": 0.01, "guidance": {"scale": 1.0}},
+    ],
     "sampler halton": [
         {"steps": 1}, {"steps": 4, "guidance": {"scale": 1.0}, "randomize": True},
         {"steps": 12, "sharpness": (0.5, 2.0), "power": 2.0, "warmup": 2, "top_k": 3, "randomize": True},
@@ -125,8 +141,8 @@ def components() -> dict[str, str]:
     return {f"{kind} {name}": target for kind, entries in groups.items() for name, target in entries.items()}
 
 
-def check(kind: str, spec: Spec, here: Context) -> None:
-    """The contract of one kind."""
+def check(kind: str, spec: Spec, here: Context, cond: Cond | None = None) -> None:
+    """The contract of one kind, under these conditions where a network needs some."""
     if kind in ("metric", "data"):
         {"metric": testing.check_metric, "data": testing.check_data}[kind](spec.build)
         return
@@ -135,8 +151,8 @@ def check(kind: str, spec: Spec, here: Context) -> None:
     if kind == "discriminator":
         assert built.space == spec.space, "settings and network must name one space"
     checks: dict[str, Callable[[], None]] = {
-        "teacher": lambda: testing.check_teacher(built),
-        "tokenizer": lambda: testing.check_tokenizer(built, here.image),
+        "teacher": lambda: testing.check_teacher(built, cond=cond),
+        "tokenizer": lambda: testing.check_tokenizer(built, here.image, cond),
         "features": lambda: testing.check_features(built, here.image),
         "reward": lambda: testing.check_reward(built),
         "discriminator": lambda: testing.check_discriminator(built, here),
@@ -166,8 +182,10 @@ def test_it_keeps_its_contract(what, settings, tmp_path, monkeypatch):
     module, _, cls = target.partition(":")
     settings = dict(settings)
     here, smoke = replace(testing.context(), **settings.pop("context", {})), settings.pop("smoke", False)
+    encodings = settings.pop("encoded", None)
+    cond = None if encodings is None else testing.encoded(4, **encodings)
     spec = getattr(importlib.import_module(module), cls).model_validate({"use": name, **settings})
-    check(kind, spec.smoke() if smoke else spec, here)
+    check(kind, spec.smoke() if smoke else spec, here, cond)
 
 
 def pictures(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softdimo.errors import RecipeError
-from softdimo.kinds import Cond, Context, Output, Teacher, TokenShape
+from softdimo.kinds import NULL, Cond, Context, Output, Teacher, TokenShape
 from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.weights import Published, Shapes, count
@@ -32,6 +32,7 @@ CODE, FACTS = 256, 5
 AESTHETIC = 6.0
 """The aesthetic score that the public code asks images to have."""
 READER = "the teacher `meissonic`"
+Axis = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
 def sizes(shapes: Shapes) -> dict[str, int]:
@@ -55,7 +56,7 @@ class Meissonic(DiffusersSpec):
     The text encoder gives `states` [B T text_width], which the tokens attend to, and `pooled` [B width], which
     modulates every block together with the time and the micro-conditions. Conditions may carry `timestep` [B] and
     `micro` [B 5] in place of the settings here: samplers tell their steps so. The defaults are those of the public
-    weights for 1024 px; those for 512 px (Monetico) are `{halve: false}`.
+    weights for 1024 px. Those for 512 px (Monetico) halve nothing, `{halve: false}`; a file says what else it has.
     """
 
     published: ClassVar[Published] = Published("Meissonic's transformer", sizes, renames=((r"^embed\.", "stem."),))
@@ -68,7 +69,7 @@ class Meissonic(DiffusersSpec):
     """Further blocks, in which they share them."""
     heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads; they divide the width."""
-    axes: tuple[Annotated[int, Field(ge=2, multiple_of=2)], ...] = (16, 56, 56)
+    axes: tuple[Axis, Axis, Axis] = (16, 56, 56)
     """Of each head's width, how much turns by a constant, by the row, by the column. The weights do not show it."""
     text_width: Annotated[int, Field(ge=1)] = 1024
     """Width of the text encoder's `states`."""
@@ -94,9 +95,8 @@ class Meissonic(DiffusersSpec):
         shape = one_group(self.use or "meissonic", context)
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
-        if len(self.axes) != 3 or sum(self.axes) != self.width // self.heads:
-            wanted = f"three numbers that make the width of a head, {self.width // self.heads}"
-            raise RecipeError(f"axes: {list(self.axes)} must be {wanted}")
+        if sum(self.axes) != self.width // self.heads:
+            raise RecipeError(f"axes: {list(self.axes)} must make the width of a head, {self.width // self.heads}")
         if self.halve and (shape.rows % 2 or shape.cols % 2):
             raise RecipeError(f"halve: {shape.rows} x {shape.cols} tokens cannot be halved; take another size of image")
         image = context.image
@@ -132,13 +132,8 @@ class MeissonicTeacher(Teacher):
             from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed
             from diffusers.models.upsampling import Upsample2D
         super().__init__()
-        self.shape, self.width, self.depth, self.spec, self.micro = (
-            shape,
-            spec.width,
-            spec.joint + spec.single,
-            spec,
-            micro,
-        )
+        self.shape, self.width, self.depth = shape, spec.width, spec.joint + spec.single
+        self.spec, self.micro, self.linear = spec, micro, spec.mixing == "after" and spec.top_k is None
         D, head = spec.width, spec.width // spec.heads
         self.grid = (shape.rows // 2, shape.cols // 2) if spec.halve else (shape.rows, shape.cols)
         """Rows and columns that the blocks see."""
@@ -257,6 +252,13 @@ class MeissonicTeacher(Teacher):
         head = self.mlm_layer
         first, second = (conv.weight[:, :, 0, 0] for conv in (head.conv1, head.conv2))
         return wide(functional.linear(head.layer_norm(functional.linear(x, first)), second))
+
+    def null(self, cond: Cond) -> Cond:
+        """The encodings of the negative prompt. RecipeError where `cond` has none, which would guide by nothing."""
+        for name in ("states", "pooled"):
+            if name in cond.tensors:
+                encoding(cond, f"{NULL}{name}", tuple(cond.tensors[name].shape[1:]), READER)
+        return super().null(cond)
 
     def table_rms(self) -> Tensor:
         """Root mean square of the codes' embeddings."""
