@@ -19,7 +19,9 @@ from softdimo_plugins.public import PublicSpec, PublicTransformer
 from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
 from softdimo_plugins.teachers.maskgit import MaskGit
+from softdimo_plugins.teachers.meissonic import Meissonic
 from softdimo_plugins.tokenizers.maskbit import MaskBitLFQ
+from softdimo_plugins.tokenizers.meissonic import MeissonicVQ
 from softdimo_plugins.tokenizers.vqgan import VQGAN, LlamaGenVQ
 
 IMAGE = ImageShape(3, 4, 4)
@@ -46,6 +48,10 @@ SMALL = {
     "vqgan": Public(VQGAN(latent=8, dim=6, codebook=8, **CONV)),
     "llamagen_vq": Public(LlamaGenVQ(latent=8, dim=4, codebook=16, **CONV)),
     "maskbit_lfq": Public(MaskBitLFQ(bits=6, **CONV)),
+    "meissonic": Public(
+        Meissonic(width=16, joint=1, single=1, heads=2, axes=(2, 2, 4), text_width=8), TokenShape(2, 2, 1, 8)
+    ),
+    "meissonic_vq": Public(MeissonicVQ(widths=(32, 32), blocks=1, latent=8, dim=6, codebook=8)),
 }
 every = pytest.mark.parametrize("name", SMALL)
 
