@@ -100,7 +100,7 @@ class Session:
         """The `train:` section, up to weights in the folder."""
         title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
         training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
-        sheets = Sheets(parts, folder.path / "samples", self.ranks.first)
+        sheets = Sheets(parts, folder.path / "samples", self.ranks.first, autocast=self.fabric.autocast)
         writer = RunFolder(jobs.parts_folder(folder.path))
         self.hold(writer, f"waiting: a job of a run that was killed is saving in {folder.path}")
         if self.ranks.first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,11 +26,19 @@ SEED = 20250917
 class Sheets:
     """Writes `NNNNNNNN.png` sheets into a folder; rows depend on what is being trained.
 
-    All ranks draw, as a network in pieces runs on all of them, and the `first` writes.
+    All ranks draw, as a network in pieces runs on all of them, and the `first` writes. A frozen teacher draws inside
+    `autocast`, as in training.
     """
 
-    def __init__(self, parts: Components, folder: Path, first: bool = True, columns: int = 10) -> None:
-        self.parts, self.folder, self.first, self.columns = parts, folder, first, columns
+    def __init__(
+        self,
+        parts: Components,
+        folder: Path,
+        first: bool = True,
+        columns: int = 10,
+        autocast: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.parts, self.folder, self.first, self.columns, self.autocast = parts, folder, first, columns, autocast
         self._teacher: Image | None = None
 
     @torch.no_grad()
@@ -92,7 +101,8 @@ class Sheets:
         rows: list[tuple[str, Image]] = []
         if train is not None and train.sampler is not None:
             if self._teacher is None:
-                self._teacher = self._sampled(self.parts.require_teacher())
+                with self.autocast():
+                    self._teacher = self._sampled(self.parts.require_teacher())
             rows.append(("teacher", self._teacher))
         rows.append(("student", self._one_step(net)[0]))
         with averaged():
