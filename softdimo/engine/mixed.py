@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from softdimo.kinds import Teacher
 from softdimo.recipe.model import Hardware
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def lightens(hardware: Hardware) -> bool:
