@@ -29,6 +29,7 @@ class Part(StrEnum):
     reward = "reward"
     loss = "loss"
     teacher = "teacher"
+    text_encoder = "text_encoder"
 
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (.yaml), or a run folder.", show_default=False)]

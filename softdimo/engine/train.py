@@ -126,6 +126,7 @@ class Training:
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
             needs_weights(recipe.tokenizer, "the tokenizer")
+            needs_weights(recipe.text_encoder, "the text encoder")
             objective = fit.teacher_objective(
                 network, recipe.schedule, settings.label_smoothing, settings.label_drop, rng
             )
@@ -158,6 +159,7 @@ class Training:
     def _distillation(self, rng: torch.Generator) -> Distillation:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
+        needs_weights(parts.recipe.text_encoder, "the text encoder")
         needs_weights(parts.recipe.teacher, "the teacher")
         parts.require_teacher()
         context = parts.context()
