@@ -62,10 +62,15 @@ class Encodings:
         """Tells this encoder from others: a hash of its settings and weights."""
         return self._identity()
 
+    @property
+    def negative(self) -> str:
+        """The unconditional prompt."""
+        return self.encoder.negative if self._negative is None else self._negative
+
     @cached_property
     def null(self) -> Mapping[str, Tensor]:
         """Encodings of the unconditional prompt, [1 ...]."""
-        return self([self.encoder.negative if self._negative is None else self._negative])
+        return self([self.negative])
 
     def ready(self, cond: Cond) -> Cond:
         """Conditions with their prompts' encodings, and `null.<name>`; those that need none, or have them, as they are.

@@ -58,21 +58,24 @@ class WordsNet(TextEncoder):
 class Reader(NetworkSpec):
     """A toy teacher that reads `states` and `pooled`."""
 
+    reads: int = WIDTH
+    """Width of both."""
+
     def ready(self) -> bool:
         """Random weights will do."""
         return True
 
     def build(self, context: Context) -> ReaderNet:
         assert context.tokens is not None
-        return ReaderNet(context.tokens)
+        return ReaderNet(context.tokens, self.reads)
 
 
 class ReaderNet(TinyTeacher):
     """Adds what it reads to the embeddings. Refuses conditions that no text encoder has seen."""
 
-    def __init__(self, shape: TokenShape) -> None:
+    def __init__(self, shape: TokenShape, reads: int = WIDTH) -> None:
         super().__init__(shape, classes=1)
-        self.read = nn.Linear(2 * WIDTH, self.width)
+        self.read = nn.Linear(2 * reads, self.width)
 
     def forward(self, e: Tensor, cond: Cond, at: Tensor | None = None, features: Sequence[int] = ()) -> Output:
         said = torch.cat([cond.tensors["states"].mean(1), cond.tensors["pooled"]], 1)
