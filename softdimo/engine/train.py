@@ -127,6 +127,7 @@ class Training:
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
             needs_weights(recipe.tokenizer, "the tokenizer")
+            needs_weights(recipe.text_encoder, "the text encoder")
             objective = fit.teacher_objective(
                 network, recipe.schedule, settings.label_smoothing, settings.label_drop, rng
             )
@@ -159,6 +160,7 @@ class Training:
     def _distillation(self, rng: torch.Generator) -> Distillation:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
+        needs_weights(parts.recipe.text_encoder, "the text encoder")
         needs_weights(parts.recipe.teacher, "the teacher")
         parts.require_teacher()
         context = parts.context()
@@ -228,6 +230,6 @@ def with_weights(parts: Components, network: str, path: Path) -> Components:
         spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
         assert spec is not None
         recipe = recipe.model_copy(update={network: spec.model_copy(update={"weights": str(path)})})
-    made = Components(recipe, parts.device, parts.ensure)
-    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("given", "data")}
+    made = Components(recipe, parts.device, parts.ensure, parts.cache)
+    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("given", "data", "encodings")}
     return made

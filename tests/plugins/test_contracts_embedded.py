@@ -6,6 +6,7 @@ A new one is checked as `--smoke` would make it; what cannot be built so, or has
 from __future__ import annotations
 
 import importlib
+import json
 import tarfile
 import tomllib
 from collections.abc import Callable
@@ -67,6 +68,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         | {"resample": resample, "context": {"image": ImageShape(channels, 8, 12)}}
         for bits, groups, resample, channels in ((4, 2, True, 3), (3, 1, False, 1), (6, 3, True, 1))
     ],
+    "text_encoder clip": [
+        {"width": 16, "depth": 2, "heads": 2, "fresh": True},
+        {"width": 16, "depth": 3, "heads": 2, "fresh": True, "projection": 8, "activation": "quick_gelu",
+         "dtype": "float16", "padding": "zero", "cleaning": "open_clip", "decoder_states": True, "negative": "ugly"},
+    ],
     "features inception": [{"fresh": True}],
     "features cnn": [{}, {"width": 4, "depth": 2}, {"width": 4, "context": {"image": ImageShape(3, 8, 12)}}],
     "loss dimo": [
@@ -107,6 +113,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"path": "pictures", "size": 8}, {"path": "pictures", "channels": 1, "held_out": 0.4},
         {"path": "pictures", "size": 8, "in_memory": False, "mirror": True, "crop": "center"},
     ],
+    "data prompts": [{"path": "prompts.jsonl", "held_out": 0.3}, {"path": "styles", "group": "file", "held_out": 0.0}],
     "data labels": [{"classes": 12}, {"classes": 12, "balanced": True}],
     "data tokens": [{"path": "cache", "size": 8}, {"path": "cache", "size": 8, "verify": True}],
     "data webdataset": [{"path": "tars", "size": 8}, {"path": "tars", "channels": 1, "mirror": True}],
@@ -137,6 +144,7 @@ def check(kind: str, spec: Spec, here: Context) -> None:
     checks: dict[str, Callable[[], None]] = {
         "teacher": lambda: testing.check_teacher(built),
         "tokenizer": lambda: testing.check_tokenizer(built, here.image),
+        "text_encoder": lambda: testing.check_text_encoder(built),
         "features": lambda: testing.check_features(built, here.image),
         "reward": lambda: testing.check_reward(built),
         "discriminator": lambda: testing.check_discriminator(built, here),
@@ -191,7 +199,16 @@ def tars(folder: Path) -> None:
             tar.add(label, f"{i}.cls")
 
 
+def prompts(folder: Path) -> None:
+    """A benchmark of two styles, and records."""
+    (folder / "styles").mkdir()
+    for style in ("anime", "photo"):
+        (folder / "styles" / f"{style}.json").write_text(json.dumps([f"{style} {i}" for i in range(6)]))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"a {i}"}) + "\n" for i in range(12)))
+
+
 FILES: dict[str, Callable[[Path], object]] = {
+    "prompts": prompts,
     "folder": pictures,
     "webdataset": tars,
     "tokens": lambda folder: caches.make(caches.write(folder), folder / "cache"),
