@@ -34,9 +34,13 @@ class HPSv2(RewardSpec):
     def build(self, context: Context) -> ClipScorer:
         """The reward, with fresh weights."""
         name = self.use or "hpsv2"
-        self.require_weights(f"the reward `{name}`", f"hf://xswu/HPSv2/{FILES[self.version]}")
+        self.require_file(name)
         clip = towers(name, "ViT-H-14", tiny=self.tiny)
         return ClipScorer(name, clip, tokenizer(name, "ViT-H-14"), prepare, 1.0, self.at_once).frozen()
+
+    def require_file(self, name: str) -> None:
+        """WeightsError where no weights are named."""
+        self.require_weights(f"the reward `{name}`", f"hf://xswu/HPSv2/{FILES[self.version]}")
 
     def load_weights(self, module: nn.Module, path: Path) -> None:
         """Load a public file; WeightsError where its name is that of the other version."""

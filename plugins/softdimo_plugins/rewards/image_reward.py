@@ -63,6 +63,14 @@ class ImageReward(RewardSpec):
     def build(self, context: Context) -> ImageRewardScorer:
         """The reward, with fresh weights. WeightsError without weights or vocabulary, PluginError without the extra."""
         name = self.use or "image_reward"
+        self.require_files(name)
+        try:
+            return ImageRewardScorer(name, self.vocabulary, TINY if self.tiny else Sizes(), self.at_once).frozen()
+        except ImportError as error:
+            raise missing_extra(name, error) from error
+
+    def require_files(self, name: str) -> None:
+        """WeightsError where weights or vocabulary are not named, or a local vocabulary is not there."""
         self.require_weights(f"the reward `{name}`", "hf://THUDM/ImageReward/ImageReward.pt")
         if self.vocabulary is None and not self.fresh:
             raise WeightsError(
@@ -71,10 +79,6 @@ class ImageReward(RewardSpec):
             )
         if self.vocabulary is not None and "://" not in self.vocabulary and not Path(self.vocabulary).is_file():
             raise WeightsError(f"no vocabulary at {self.vocabulary}; {VOCABULARY} is the one to copy")
-        try:
-            return ImageRewardScorer(name, self.vocabulary, TINY if self.tiny else Sizes(), self.at_once).frozen()
-        except ImportError as error:
-            raise missing_extra(name, error) from error
 
 
 class ImageRewardScorer(Scorer):
@@ -126,29 +130,32 @@ class ImageRewardScorer(Scorer):
 
 
 def wordpieces(vocabulary: str | None) -> Any:
-    """The tokenizer of bert-base-uncased: `encode_batch` gives 35 ids and a mask for each prompt.
-
-    `vocabulary` is a path or an address on the hub; None stands for letters, digits and punctuation. WeightsError
-    where the file is another one.
-    """
+    """The tokenizer of bert-base-uncased: `encode_batch` gives 35 ids and a mask for each prompt."""
     from tokenizers import BertWordPieceTokenizer
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    if vocabulary is None:
-        signs = [chr(c) for c in range(33, 127)]
-        words = [*special, *signs, *(f"##{sign}" for sign in signs)]
-    else:
-        path = download(vocabulary) if vocabulary.startswith("hf://") else Path(vocabulary)
-        try:
-            words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise WeightsError(f"{path} is not a vocabulary that can be read ({error})") from error
-        if len(words) != WORDS or not set(special) <= set(words):
-            raise WeightsError(
-                f"{path} is not the vocabulary of bert-base-uncased, which has {WORDS} lines, [CLS] among them; this "
-                f"one has {len(words)}"
-            )
-    made = BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, lowercase=True)
+    made = BertWordPieceTokenizer({word: i for i, word in enumerate(words(vocabulary))}, lowercase=True)
     made.enable_truncation(LENGTH)
     made.enable_padding(length=LENGTH)
     return made
+
+
+def words(vocabulary: str | None) -> list[str]:
+    """The words of a vocabulary in the order of their ids; None stands for letters, digits and punctuation.
+
+    `vocabulary` is a path or an address on the hub. WeightsError where it is not that of bert-base-uncased.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    if vocabulary is None:
+        signs = [chr(c) for c in range(33, 127)]
+        return [*special, *signs, *(f"##{sign}" for sign in signs)]
+    path = download(vocabulary) if vocabulary.startswith("hf://") else Path(vocabulary)
+    try:
+        found = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not a vocabulary that can be read ({error})") from error
+    if len(found) != WORDS or not set(special) <= set(found):
+        raise WeightsError(
+            f"{path} is not the vocabulary of bert-base-uncased, which has {WORDS} lines, [CLS] among them; this one "
+            f"has {len(found)}"
+        )
+    return found
