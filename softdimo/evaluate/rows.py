@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel
 from torch import Tensor
 
 from softdimo.errors import DataError, RecipeError
 from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Source, Teacher, Tokenizer
-from softdimo.math.digest import digest_module, seed_of
-from softdimo.prompted import Prompted
+from softdimo.math.digest import seed_of
 from softdimo.ranks import ALONE, Ranks
 from softdimo.shapes import Image
 
@@ -64,40 +62,6 @@ class Pieces:
         return self.tokenizer
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of the result."""
-
-    name: str
-    subject: Subject
-    halves: bool = False
-
-    def identity(self, pieces: Pieces) -> dict[str, Any]:
-        """Everything that its numbers depend on, beside the evaluator and the plan."""
-        net, decoded = self.subject.net, self.subject.of != "real" and pieces.tokenizer is not None
-        text = pieces.data.encoder if isinstance(pieces.data, Prompted) and self.subject.of != "real" else None
-        about = {} if text is None else {"text": [type(text).__qualname__, digest_module(text), text.negative]}
-        return about | {
-            "of": self.subject.of,
-            "halves": self.halves,
-            "decode": self.subject.decode,
-            "split": self.subject.split,
-            "sampler": settings_of(self.subject.sampler),
-            "net": digest_module(net) if net is not None else None,
-            "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
-            "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
-        }
-
-
-def settings_of(sampler: Sampler | None) -> dict[str, Any] | None:
-    """A sampler's settings, for the record; None without one."""
-    if sampler is None:
-        return None
-    if isinstance(sampler, BaseModel):
-        return sampler.model_dump(mode="json")
-    return {"class": f"{type(sampler).__module__}.{type(sampler).__qualname__}", "settings": repr(sampler)}
-
-
 def real_images(
     pieces: Pieces,
     split: str,
@@ -116,8 +80,7 @@ def real_images(
         if batch.images is not None:
             yield batch.images, batch.cond
         elif batch.tokens is not None and pieces.tokenizer is not None:
-            cond = _ready(pieces, batch.cond)
-            yield pieces.tokenizer.decode(batch.tokens, cond), cond
+            yield pieces.tokenizer.decode(batch.tokens, batch.cond), batch.cond
         else:
             raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
 
@@ -167,14 +130,13 @@ def reconstructions(
     for batch in _batches(pieces, split, index, batch_size, progress, what, pieces.ranks, start):
         if batch.images is None:
             raise DataError("a reconstruction needs the images; this data set gives tokens only")
-        cond = _ready(pieces, batch.cond)
-        yield tokenizer.decode(tokenizer.encode(batch.images), cond), cond
+        yield tokenizer.decode(tokenizer.encode(batch.images), batch.cond), batch.cond
 
 
 def samples(
     subject: Subject, pieces: Pieces, n: int, seed: int, batch_size: int, progress: Progress, start: int = 0
 ) -> Stream:
-    """This rank's batches of n images of a network in evaluation mode for the data's first n conditions.
+    """This rank's batches of n images of a network in evaluation mode for balanced conditions.
 
     The random numbers of a batch depend on the seed and the batch's place alone. Raises RecipeError where the network,
     the sampler or the tokenizer is missing.
@@ -207,11 +169,6 @@ def samples(
 def source_of(pieces: Pieces, split: str) -> Source:
     """The split `train`, without augmented copies of its images, or `held_out`."""
     return pieces.data.reference() if split == "train" else pieces.data.source(split)
-
-
-def _ready(pieces: Pieces, cond: Cond) -> Cond:
-    """Conditions for a tokenizer that looks at them: prompts of the reference come without encodings."""
-    return cond if cond.tensors else pieces.data.ready(cond).to(pieces.device)
 
 
 def _batches(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate.guard import refuse_players
@@ -26,7 +27,6 @@ from softdimo.evaluate.parts import Look, Parts, parts_of
 from softdimo.evaluate.rows import (
     Pieces,
     Progress,
-    Row,
     Stream,
     Subject,
     at_data,
@@ -35,12 +35,11 @@ from softdimo.evaluate.rows import (
     reconstructions,
     reference_images,
     samples,
-    settings_of,
     source_of,
 )
 from softdimo.files import write_json
-from softdimo.kinds import Metric
-from softdimo.math.digest import digest_json, seed_of
+from softdimo.kinds import Metric, Sampler
+from softdimo.math.digest import digest_json, digest_module, seed_of
 from softdimo.ranks import ALONE, Ranks
 
 Json = dict[str, Any]
@@ -51,10 +50,32 @@ Judges = Mapping[str, Metric]
 class Plan:
     """How much is measured."""
 
-    share: int
-    """Images of each seed."""
+    samples: int
     seeds: tuple[int, ...]
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the result."""
+
+    name: str
+    subject: Subject
+    halves: bool = False
+
+    def identity(self, pieces: Pieces) -> Json:
+        """Everything that its numbers depend on, beside the evaluator and the plan."""
+        net, decoded = self.subject.net, self.subject.of != "real" and pieces.tokenizer is not None
+        return {
+            "of": self.subject.of,
+            "halves": self.halves,
+            "decode": self.subject.decode,
+            "split": self.subject.split,
+            "sampler": _settings(self.subject.sampler),
+            "net": digest_module(net) if net is not None else None,
+            "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
+            "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
+        }
 
 
 def evaluate(
@@ -80,9 +101,9 @@ def evaluate(
     images, or `real` is false: a part of a table, to be gathered with the rest).
 
     Networks draw `samples` images in all for each row, an equal share per seed. Every seed of every row draws for the
-    same conditions, the data's first ones: with prompts, each seed is one more image of each (`prompts` in the row
-    says of how many). The random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
-    order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
+    same conditions, the data's first ones, so that with prompts each seed is one more image of each (`prompts` in the
+    row counts them). The random numbers of a batch depend on seed and place alone, so rows are paired and may come in
+    any order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
     their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
     whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
 
@@ -185,7 +206,7 @@ def _measure(
         about["split"], note = reconstruction_split(subject, pieces)
         notes += [note] if note else []
     drawn = subject.of in ("teacher", "student")
-    if drawn and (prompts := set(pieces.data.conditions(plan.share).prompts)):
+    if drawn and (prompts := set(pieces.data.conditions(plan.samples).prompts)):
         about["prompts"] = len(prompts)
     random = row.halves or drawn
     values: dict[str, list[float]] = {}
@@ -215,7 +236,7 @@ def _measure(
         "n_seed": share,
         **about,
         "passes": subject.sampler.passes() if subject.sampler is not None else 0.0,
-        "sampler": settings_of(subject.sampler),
+        "sampler": _settings(subject.sampler),
         "decode": subject.decode,
         "metrics": {key: _summary(series, pooled.get(key)) for key, series in values.items()},
         "notes": notes,
@@ -232,7 +253,7 @@ def _judge(
 ) -> tuple[int, dict[str, float], list[str]]:
     """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too.
 
-    `looks` are what all ranks have seen, and every rank adds that; the first asks for the numbers.
+    `looks` are what all ranks have seen, and every rank adds that; the first says what comes of it.
     """
     for metric in judges.values():
         metric.reset()
@@ -259,12 +280,12 @@ def _results(judges: Judges) -> dict[str, float]:
 
 def _stream(row: Row, pieces: Pieces, plan: Plan, seed: int, split: str, progress: Progress, start: int) -> Stream:
     if row.subject.of in ("teacher", "student"):
-        return samples(row.subject, pieces, plan.share, seed, plan.batch_size, progress, start)
+        return samples(row.subject, pieces, plan.samples, seed, plan.batch_size, progress, start)
     size = len(source_of(pieces, split))
     if row.subject.of == "real":
         return real_images(pieces, split, torch.arange(size), plan.batch_size, progress, row.name, pieces.ranks, start)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))  # a split may be sorted by class
-    some = order[: plan.share * len(plan.seeds)].sort().values
+    some = order[: plan.samples * len(plan.seeds)].sort().values
     return reconstructions(pieces, split, some, plan.batch_size, progress, row.name, start)
 
 
@@ -274,7 +295,7 @@ def _halves(pieces: Pieces, plan: Plan, seed: int, progress: Progress) -> tuple[
     Without metrics that have a reference of their own.
     """
     total = len(pieces.data.reference())
-    size = min(total // 2, plan.share * len(plan.seeds))
+    size = min(total // 2, plan.samples * len(plan.seeds))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(seed, -1)))
     judges = {name: metric for name, metric in pieces.metrics().items() if metric.compares_with != "file"}
     quiet: Progress = lambda what, done, total: None  # noqa: E731
@@ -288,6 +309,14 @@ def _feed_reference(sets: Sequence[Judges], stream: Stream) -> None:
         for judges in sets:
             for metric in judges.values():
                 metric.reference(images, cond)
+
+
+def _settings(sampler: Sampler | None) -> Json | None:
+    if sampler is None:
+        return None
+    if isinstance(sampler, BaseModel):
+        return sampler.model_dump(mode="json")
+    return {"class": f"{type(sampler).__module__}.{type(sampler).__qualname__}", "settings": repr(sampler)}
 
 
 def _summary(values: list[float], pooled: float | None) -> Json:
