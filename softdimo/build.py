@@ -31,6 +31,7 @@ from softdimo.kinds import (
 from softdimo.prompted import Prompted
 from softdimo.recipe.model import Recipe, Train
 from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
+from softdimo.weights import download
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
@@ -48,27 +49,13 @@ def locate(weights: Weights, ensure: Ensure) -> Path:
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
-        return _download(weights)
+        return download(weights)
     path = Path(weights).expanduser()
     if path.is_dir():
         path = path / PRODUCT
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; give a safetensors file, a run folder, or hf://owner/repo/file")
     return path
-
-
-def _download(address: str) -> Path:
-    parts = address.removeprefix("hf://").split("/", 2)
-    if len(parts) != 3 or not all(parts):
-        raise WeightsError(f"{address}: write hf://owner/repo/path/to/file.safetensors")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"could not download {address}: {reason}") from error
 
 
 class Components:
