@@ -199,10 +199,10 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
     shares: list[Share] = []
     phases: list[Phase] = []
     trained = train.network if train is not None else ""
-    for kind in ("tokenizer", "teacher", "features"):
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
         spec = getattr(recipe, kind)
         if spec is not None and kind != trained:
-            shares.append(memory.share(f"{kind} ({spec.use})", parts.make(spec), None, precision))
+            shares.append(memory.share(f"{kind.replace('_', ' ')} ({spec.use})", parts.make(spec), None, precision))
     if train is not None:
         with _located(loaded, ()):
             made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
@@ -213,7 +213,7 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
         tokens = len(parts.data.source("train")) * parts.tokens.units * 2
     device, free = memory.available(recipe.hardware.accelerator)
     notes = [f"{p.name}: {p.unknown}" for p in phases if p.unknown]
-    return Estimate(shares, phases, memory.held(parts.data) + tokens, device, free, notes)
+    return Estimate(shares, phases, memory.held(parts.given) + tokens, device, free, notes)
 
 
 def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
@@ -257,7 +257,7 @@ def _fit(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
 def _judges(parts: Components, shares: list[Share]) -> list[Share]:
     """Feature networks and the like, inside terms, metrics and rewards: each once."""
     precision, seen, out = parts.recipe.hardware.precision, set(), []
-    roots = [parts.recipe.tokenizer, parts.recipe.teacher, parts.recipe.features]
+    roots = [parts.recipe.tokenizer, parts.recipe.text_encoder, parts.recipe.teacher, parts.recipe.features]
     for path, spec in walk(parts.recipe):
         if not isinstance(spec, NetworkSpec) or spec in roots or "discriminator" in path:
             continue

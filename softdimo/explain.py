@@ -37,8 +37,8 @@ def explain(loaded: Loaded) -> str:
 
 def references(recipe: Recipe, section: str = "train") -> Iterator[tuple[RecipeRef, str]]:
     """(reference, what for) to every recipe whose weights a section of this one needs, in that order."""
-    for kind in ("tokenizer", "teacher", "features"):
-        yield from _refs(getattr(recipe, kind), f"the {kind}")
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
+        yield from _refs(getattr(recipe, kind), f"the {kind.replace('_', ' ')}")
     if section == "train" and recipe.train is not None:
         yield from _refs(recipe.train.start, "the start")
         for term in recipe.train.terms:
@@ -117,10 +117,10 @@ def _fit(recipe: Recipe, train: Train) -> str:
 
 def _networks(recipe: Recipe) -> list[str]:
     pairs = [("data", f"{recipe.data.use}, {_file(recipe.data)}")]
-    for kind in ("tokenizer", "teacher", "features"):
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
         spec: NetworkSpec | None = getattr(recipe, kind)
         if spec is not None:
-            pairs.append((kind, f"{spec.use}, {_file(spec)}; {_weights(spec, kind, recipe)}"))
+            pairs.append((kind.replace("_", " "), f"{spec.use}, {_file(spec)}; {_weights(spec, kind, recipe)}"))
     if recipe.train is not None and recipe.train.network == "student":
         start = recipe.train.start.from_
         pairs.append(("student", "a copy of the teacher" if start is None else f"starts from {_source(start)}"))

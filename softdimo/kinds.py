@@ -143,14 +143,17 @@ class Tokenizer(nn.Module, ABC):
 
 
 class TextEncoder(nn.Module, ABC):
-    """Prompts -> what teachers and tokenizers are conditioned on. Always frozen."""
+    """Prompts -> what teachers and tokenizers are conditioned on. Always frozen.
+
+    Encodings are kept on the disk as it gives them (in float16 they take half of the room); networks get float32.
+    """
 
     negative: str = ""
-    """The prompt of the unconditional branch of guidance."""
+    """The prompt of guidance's unconditional branch. Settings with a field of that name say it before it is built."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """Named tensors [B ...], on its device; each prompt's do not depend on the others'."""
+        """Named tensors [B ...], on its device; each prompt's do not depend on the others', nor do their shapes."""
 
 
 class Features(nn.Module, ABC):

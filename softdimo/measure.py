@@ -56,6 +56,7 @@ def evaluate_section(
         device=parts.device,
         forbidden=network_digests(_played(loaded, parts)),
         ranks=ranks,
+        text=None if parts.encodings is None else parts.encodings.identity,
     )
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
 from softdimo.files import sweep, write_json, write_text
 from softdimo.folder import LOCK, RECIPE, RunFolder
-from softdimo.lineage import cache_name, training_hash
+from softdimo.lineage import CACHE, cache_name, training_hash
 from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
 from softdimo.sheets import Sheets
@@ -71,7 +71,12 @@ class Session:
 
     def parts(self, loaded: Loaded) -> Components:
         """Components of a recipe; other recipes that it names are run when their weights are asked for."""
-        return Components(loaded.recipe, self.fabric.device, lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)))
+        return Components(
+            loaded.recipe,
+            self.fabric.device,
+            lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)),
+            self.runs / CACHE,
+        )
 
     def ensure(self, loaded: Loaded) -> Path:
         """Run folder of another recipe's training, made once and cached by content."""
@@ -94,7 +99,7 @@ class Session:
 
     def home(self, loaded: Loaded) -> Path:
         """Run folder of a recipe that is run for another one's sake."""
-        return self.runs / "cache" / cache_name(loaded)
+        return self.runs / CACHE / cache_name(loaded)
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
@@ -296,26 +301,3 @@ def _describe_section(loaded: Loaded, home: Path, section: str) -> None:
     """Write one section into the recipe of a finished run; the rest says how it was trained, and stays."""
     mine = recipes.load(home).recipe
     write_text(home / RECIPE, recipes.dump(mine.model_copy(update={section: getattr(loaded.recipe, section)})))
-
-
-def sample(
-    where: str | Path,
-    labels: Sequence[str] = (),
-    n: int = 16,
-    seed: int = 0,
-    out: Path = Path("samples.png"),
-    device: str = "auto",
-) -> Path:
-    """Draw `n` images of a run folder or an export, spread over `labels` (names or numbers), into one PNG."""
-    from softdimo import strips
-    from softdimo.export import load
-
-    generator = load(where, device=device)
-    unknown = [
-        x for x in labels if x not in generator.classes and not (x.isdigit() and int(x) < len(generator.classes))
-    ]
-    if unknown:
-        raise RecipeError(f"no class is called {', '.join(unknown)}; the classes are {', '.join(generator.classes)}")
-    ids = [generator.classes.index(x) if x in generator.classes else int(x) for x in labels]
-    chosen = [(ids or list(range(len(generator.classes))))[i % (len(ids) or len(generator.classes))] for i in range(n)]
-    return strips.save(strips.grid(generator(labels=chosen, seed=seed).cpu(), max(1, round(n**0.5))), out)

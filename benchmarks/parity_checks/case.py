@@ -55,12 +55,12 @@ class Case:
         file = path.with_name(
             f"{stem.removesuffix(TINY)}_io.safetensors" if stem.endswith(TINY) else f"{stem}.safetensors"
         )
-        if not isinstance(info.get("io"), dict):
+        if not isinstance(info.get("io"), dict) and "keys" not in info:
             return cls(path, info, {})
         tensors = {
             k: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for k, t in load_file(file).items()
         }
-        listed = set(info["io"])
+        listed = set(info.get("io", tensors))
         if listed != set(tensors):
             raise ValueError(f"{file.name} and {path.name} name other tensors: {sorted(listed ^ set(tensors))}")
         return cls(path, info, tensors, unread=set(tensors))

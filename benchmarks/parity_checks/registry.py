@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskbit, maskgit, schedules, vqgan
+from . import clip_text, halton, maskbit, maskgit, schedules, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -23,6 +23,7 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     vqgan.CHECKS,
     schedules.CHECKS,
     maskbit.CHECKS,
+    clip_text.CHECKS,
 ]
 
 

@@ -140,17 +140,43 @@ def sample(
         list[str] | None,
         typer.Option("--labels", "-l", help="Class names or numbers, comma-separated; all classes in turn by default."),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images, spread over the labels.")] = 16,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts", "-p", help="A prompt, for a model that draws for text; give the option once for each."
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="A text file with a prompt on each line.", show_default=False)
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--number", min=1, help="Images, spread over the labels or prompts; 16, or one a prompt."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file of all images.")] = Path("samples.png"),
     device: Where = None,
 ) -> None:
     """Draw images from a run's student (or teacher), or from an exported model."""
-    from softdimo.run import sample as draw
+    from softdimo.drawing import sample as draw
 
     chosen = [part.strip() for text in labels or () for part in text.split(",") if part.strip()]
-    draw(run, labels=chosen, n=n, seed=seed, out=out, device=device.value if device else "auto")
+    texts = [*(prompts or ()), *(_lines(prompts_file) if prompts_file else ())]
+    draw(run, labels=chosen, n=n, seed=seed, out=out, device=device.value if device else "auto", prompts=texts)
     typer.echo(f"wrote {out}")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    from softdimo.errors import DataError
+
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path} has no prompts; write one on each line")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _section(name: str) -> Callable[..., None]:

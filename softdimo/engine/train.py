@@ -225,6 +225,6 @@ def with_weights(parts: Components, network: str, path: Path) -> Components:
         spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
         assert spec is not None
         recipe = recipe.model_copy(update={network: spec.model_copy(update={"weights": str(path)})})
-    made = Components(recipe, parts.device, parts.ensure)
-    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("data",)}
+    made = Components(recipe, parts.device, parts.ensure, parts.cache)
+    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("given", "data", "encodings")}
     return made

@@ -75,7 +75,7 @@ class Row:
             "net": digest_module(net) if net is not None else None,
             "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
             "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
-        }
+        } | ({"text": pieces.text} if decoded and pieces.text is not None else {})
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from softdimo.spec import (
     Fraction,
     LossSpec,
     NetworkSpec,
+    NonNegative,
     Player,
     Positive,
     Settings,
@@ -210,6 +211,9 @@ class Hardware(Settings):
     jobs: Count | None = None
     """Processes that share the work on a CPU (other recipes' trainings, rows of the table); one per core, at most 4,
     when null. On a GPU all runs in one."""
+    text_cache_gb: NonNegative = 16.0
+    """Room for the encodings of prompts in `runs/cache/encodings`, where later runs find them, in GB (10^9 bytes) for
+    each text encoder; 0 keeps none. A full cache is read, and not added to."""
     compile: bool = False
     """Compile the networks of a distillation with torch.compile, block by block."""
     activation_checkpointing: bool = False

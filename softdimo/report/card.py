@@ -49,6 +49,8 @@ def card(run: Path, network: str) -> str:
 def _training(folder: Folder) -> list[str]:
     recipe, train = folder.recipe, folder.recipe.get("train") or {}
     lines = [f"* data: `{_use(recipe, 'data')}`", f"* tokenizer: `{_use(recipe, 'tokenizer')}`"]
+    if recipe.get("text_encoder"):
+        lines.append(f"* text encoder: `{_use(recipe, 'text_encoder')}`")
     lines.append(f"* teacher: `{_use(recipe, 'teacher')}`, mask schedule {recipe.get('schedule', 'arccos')}")
     lines.append(
         f"* {train.get('iterations')} iterations of {train.get('batch_size')} samples, seed {recipe.get('seed')}"

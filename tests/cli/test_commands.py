@@ -87,7 +87,7 @@ def test_check_and_explain(recipe, spy, capsys):
 
 
 def test_models(recipe, spy, capsys):
-    seen = spy("softdimo.run.sample", Path("a.png"))
+    seen = spy("softdimo.drawing.sample", Path("a.png"))
     assert main(["sample", "runs/x"]) == 0
     assert main(["sample", "runs/x", "-l", "cat, 2", "--labels", "dog", "-n", "3", "--seed", "5", "-o", "a.png"]) == 0
     assert vars(seen.calls[0]) | {"where": 0} == {
