@@ -60,7 +60,7 @@ class CommandMetric(OutsideMetric):
 
     def _key(self, item: Item) -> str:
         """What the score of an image may depend on."""
-        line = self.metadata.get(item.prompt or "")
+        line = self.metadata.get((item.prompt or "").strip())
         told = json.dumps([item.prompt, item.label, line and line.text])
         return f"{item.digest} {hashlib.sha256(told.encode()).hexdigest()}"
 
@@ -68,7 +68,7 @@ class CommandMetric(OutsideMetric):
         """The program's answer for these images: checked `numbers`, or checked `images`."""
         images = [
             {"file": _file(i), "prompt": item.prompt, "label": item.label, "seed": item.seed}
-            | ({"metadata": line.value} if (line := self.metadata.get(item.prompt or "")) else {})
+            | ({"metadata": line.value} if (line := self.metadata.get((item.prompt or "").strip())) else {})
             for i, item in enumerate(items)
         ]
         files: dict[str, str | bytes] = {_file(i): item.file for i, item in enumerate(items)}

@@ -83,7 +83,7 @@ class GenevalMetric(OutsideMetric):
         """Place and number of each image. DataError for a prompt that the benchmark does not ask."""
         found, numbers = [], Counter[str]()
         for item in items:
-            prompt = item.prompt or ""
+            prompt = (item.prompt or "").strip()
             if self.trial and prompt not in self.lines:
                 value = {"tag": TASKS[0], "include": [], "prompt": prompt}
                 self.lines[prompt] = Line(len(self.lines), json.dumps(value), value)

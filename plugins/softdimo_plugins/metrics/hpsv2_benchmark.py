@@ -111,7 +111,7 @@ class HPSv2BenchmarkMetric(Metric):
         self.text = [prompt for prompts in lists.values() for prompt in prompts]
         self._same: dict[str, list[int]] = {}
         for place, prompt in enumerate(self.text):
-            self._same.setdefault(prompt, []).append(place)
+            self._same.setdefault(prompt.strip(), []).append(place)
         self._row, self._seeds, self.store = "images", 1, Store()
         self.reset()
 
@@ -143,17 +143,17 @@ class HPSv2BenchmarkMetric(Metric):
     def _first(self, prompt: str) -> int:
         if self.spec.prompts is None:
             return 0
-        if prompt not in self._same:
+        if prompt.strip() not in self._same:
             raise DataError(
                 f"hpsv2_benchmark: {prompt!r} is none of the prompts in {self.spec.prompts}; "
                 "let the data set ask for those, and for nothing else"
             )
-        return self._same[prompt][0]
+        return self._same[prompt.strip()][0]
 
     def add(self, seen: Seen) -> None:
         """Add scores; a prompt that stands in several places takes them in turn."""
         for score, first, digest in zip(*(x.tolist() for x in seen), strict=True):
-            same = self._same[self.text[first]]
+            same = self._same[self.text[first].strip()]
             turn = self._turns[first]
             self._turns[first] += 1
             self._seen.append((turn // len(same), same[turn % len(same)], score, bytes(digest).hex()))

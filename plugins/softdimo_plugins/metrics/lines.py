@@ -22,7 +22,10 @@ class Line(NamedTuple):
 
 
 def read_lines(path: str | None) -> dict[str, Line]:
-    """Prompt -> its line; nothing without a file. DataError where one is no mapping with a `prompt` of its own."""
+    """Prompt, without space around it -> its line; nothing without a file.
+
+    DataError where a line is no mapping with a `prompt` of its own.
+    """
     found: dict[str, Line] = {}
     if path is None:
         return found
@@ -35,11 +38,9 @@ def read_lines(path: str | None) -> dict[str, Line]:
             continue
         try:
             value = json.loads(text)
-            prompt = value["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number}: must be a mapping with a `prompt` ({error!r})") from error
-        if not isinstance(prompt, str):
-            raise DataError(f"{path}:{number}: `prompt` must be text, not {prompt!r}")
+            prompt = value["prompt"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}:{number}: must be a mapping with a text `prompt` ({error!r})") from error
         if prompt in found:
             raise DataError(f"{path}:{number}: the prompt {prompt!r} has a line already")
         found[prompt] = Line(len(found), text.strip(), value)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softdimo.errors import DataError
-from softdimo.kinds import Cond, Reward
+from softdimo.kinds import Cond
 from softdimo.math.digest import digest_module, networks
 from softdimo.spec import Spec
 
@@ -15,7 +15,7 @@ ELSEWHERE = ("weights", "at_once")
 """Settings that do not change a score: the weights have a hash of their own, and memory is not what is scored."""
 
 
-def identity(spec: Spec, reward: Reward) -> dict[str, str | int | float]:
+def identity(spec: Spec, reward: object) -> dict[str, str | int | float]:
     """What a reward's scores depend on: its settings, and the SHA-256 of the weights of each of its networks."""
     found: dict[str, str | int | float] = {"reward": json.dumps(_plain(spec.model_dump(mode="json")), sort_keys=True)}
     for i, net in enumerate(networks(reward)):
