@@ -21,12 +21,12 @@ from softdimo_plugins.data.texts import Texts, find
 
 
 class Prompts(Spec):
-    """Prompts without images: a file, or a folder of files of one kind, of text, JSON or Parquet.
+    """Prompts without images: a file, or a folder of files of one kind, of text, JSON, CSV or Parquet.
 
     `.txt`: a prompt on each line. `.jsonl`: a record (or a text) on each line, as GenEval's evaluation_metadata.jsonl.
-    `.json`: a list of either, as the benchmark prompts of HPSv2. `.parquet`: a column, as LAION's. Lines are found once
-    and read when they are needed; of the last two kinds the prompts are kept in memory, as bytes. Blank prompts are
-    left out.
+    `.json`: a list of either, as the benchmark prompts of HPSv2. `.csv`: a column that its first line names, as
+    T2IBenchmark's captions of COCO. `.parquet`: a column, as LAION's. Lines are found once and read when they are
+    needed; of the last three kinds the prompts are kept in memory, as bytes. Blank prompts are left out.
     """
 
     path: LocalPath

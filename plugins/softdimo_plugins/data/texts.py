@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from softdimo.errors import DataError, PluginError
 
-SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 FIELDS = ("prompt", "caption", "text", "TEXT")
 """Where a record has its text, if nobody says; the first of these that it has."""
 FILE = "file"
@@ -41,7 +43,7 @@ class Part:
 class Texts:
     """Texts of files in their order; only those that `wanted` takes are kept, blank ones never are.
 
-    Memory: 16 bytes a text, and `.json` and `.parquet` files whole (the text alone). DataError names file and line.
+    Memory: 16 bytes a text, and the texts of `.json`, `.csv` and `.parquet` files. DataError names file and line.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ def _open(path: Path, field: str | None, group: str | None) -> tuple[Part, Found
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _column(path, field, group)
-    if suffix == ".json":
+    if suffix in (".json", ".csv"):
         return _list(path, field, group)
     try:
         with path.open("rb") as file:
@@ -145,10 +147,12 @@ def _records(path: Path, held: mmap.mmap | NDArray[np.uint8], field: str | None,
 
 
 def _list(path: Path, field: str | None, group: str | None) -> tuple[Part, Found]:
+    kind = path.suffix.lower()
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON that can be read: {error}") from error
+        whole = path.read_bytes().decode("utf-8-sig")
+        records = json.loads(whole) if kind == ".json" else list(csv.DictReader(StringIO(whole, ""), strict=True))
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise DataError(f"{path} is not {kind[1:].upper()} that can be read: {error}") from error
     if not isinstance(records, list):
         raise DataError(f"{path} holds no list of texts or records, but a {type(records).__name__}")
     texts, groups = [], []
