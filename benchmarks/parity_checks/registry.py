@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskbit, maskgit, schedules, vqgan
+from . import halton, maskbit, maskgen, maskgit, schedules, tatitok, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -23,6 +23,8 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     vqgan.CHECKS,
     schedules.CHECKS,
     maskbit.CHECKS,
+    maskgen.CHECKS,
+    tatitok.CHECKS,
 ]
 
 
