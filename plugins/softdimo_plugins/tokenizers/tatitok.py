@@ -211,7 +211,9 @@ class Decoder(Trunk):
         self.text_guidance_positional_embedding = nn.Parameter(scale * torch.randn(spec.text_length, D))
         self.ffn = nn.Sequential(nn.Conv2d(D, patch**2 * image.C, 1), Pixels(patch, image.C))
         self.conv_out = nn.Conv2d(image.C, image.C, 3, padding=1)
-        nn.init.constant_(self.conv_out.get_parameter("bias"), 0.5)  # fresh pictures are gray, in the middle of what is not clamped
+        nn.init.constant_(
+            self.conv_out.get_parameter("bias"), 0.5
+        )  # fresh pictures are gray, in the middle of what is not clamped
 
     def forward(self, z: Float[Tensor, "B tokens dim"], text: Float[Tensor, "B T F"]) -> Image:
         """[0, 1] up to what the network oversteps."""
