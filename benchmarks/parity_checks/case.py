@@ -56,14 +56,14 @@ class Case:
         file = path.with_name(
             f"{stem.removesuffix(TINY)}_io.safetensors" if stem.endswith(TINY) else f"{stem}.safetensors"
         )
-        listed = info.get("io")
-        if not isinstance(listed, dict) and "keys" not in info:
+        if not isinstance(info.get("io"), dict) and "keys" not in info:
             return cls(path, info, {})
         tensors = {
             k: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for k, t in load_file(file).items()
         }
-        if isinstance(listed, dict) and set(listed) != set(tensors):
-            raise ValueError(f"{file.name} and {path.name} name other tensors: {sorted(set(listed) ^ set(tensors))}")
+        listed = set(info.get("io", tensors))
+        if listed != set(tensors):
+            raise ValueError(f"{file.name} and {path.name} name other tensors: {sorted(listed ^ set(tensors))}")
         return cls(path, info, tensors, unread=set(tensors))
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,8 +37,12 @@ class PublicSpec(NetworkSpec):
         """How the public files of a network with these settings are written."""
         return self.published
 
+    def smoke(self) -> Self:
+        """Random weights instead of a file's; the structure is the real one."""
+        return self.model_copy(update=self.without_public_weights())
+
     def without_public_weights(self) -> dict[str, Weights | bool | None]:
-        """For a tiny version: random weights instead of those of a file, whose sizes are others; a recipe stays."""
+        """For a tiny version: random weights, so that no file has to be fetched or to fit; a recipe's stay."""
         return {} if self.weights is None or isinstance(self.weights, RecipeRef) else {"weights": None, "fresh": True}
 
 
@@ -50,6 +54,10 @@ class PublicTransformer(PublicSpec):
     width: int
     depth: int
     heads: int
+
+    def smoke(self) -> Self:
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return super().smoke().model_copy(update={"depth": min(2, self.depth)})
 
     def told_heads(self, path: Path) -> int:
         """The heads that are known of the weights at `path`; those of the recipe where nothing is known."""

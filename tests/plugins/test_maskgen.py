@@ -188,8 +188,7 @@ def test_without_diffusers(monkeypatch):
 
 def test_the_small_version():
     small = MaskGen(weights="hf://a/b/c.bin").smoke()
-    assert (small.weights, small.fresh, small.depth, small.width, small.text_width) == (None, True, 2, 128, 768)
-    assert MaskGen(**SIZES).smoke().width == 32
+    assert small == MaskGen(fresh=True, depth=2)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -96,11 +96,6 @@ class MaskGen(PublicTransformer):
             return int(config["model"]["maskgen"]["decoder_num_heads"])
         except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
             return super().told_heads(path)
-
-    def smoke(self) -> Self:
-        """Two narrow blocks with random weights instead of a file's; tokens and encodings keep their sizes."""
-        narrow = {"width": 128, "heads": 2} if self.width > 128 else {}
-        return self.model_copy(update={"depth": min(2, self.depth)} | narrow | self.without_public_weights())
 
 
 def score_code(score: PerSample, width: int) -> Float[Tensor, "B width"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -115,12 +115,6 @@ class TATiTok(PublicSpec):
             told = self.public_heads.get(size, tower.heads)
             same_heads(self.published.model, f"{side}.heads", size, tower.heads, told, path)
         super().load_weights(module, path)
-
-    def smoke(self) -> Self:
-        """One narrow block on each side, random weights instead of a file's; tokens and text keep their shape."""
-        towers = {"encoder": self.encoder, "decoder": self.decoder}
-        small = {side: t.model_copy(update={"width": 64, "depth": 1, "heads": 1}) for side, t in towers.items()}
-        return self.model_copy(update=small | self.without_public_weights())
 
 
 class Block(nn.Module):
