@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import clip_text, halton, maskbit, maskgit, schedules, vqgan
+from . import clip_text, halton, maskbit, maskgen, maskgit, schedules, tatitok, vqgan
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -24,6 +24,8 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     schedules.CHECKS,
     maskbit.CHECKS,
     clip_text.CHECKS,
+    maskgen.CHECKS,
+    tatitok.CHECKS,
 ]
 
 

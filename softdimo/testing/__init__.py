@@ -10,6 +10,7 @@ times: `check_metric(MyMetric().build)`. Each raises AssertionError, saying what
 on a CPU.
 """
 
+from softdimo.testing.claims import encoded as encoded
 from softdimo.testing.measuring import check_data as check_data
 from softdimo.testing.measuring import check_metric as check_metric
 from softdimo.testing.networks import check_discriminator as check_discriminator

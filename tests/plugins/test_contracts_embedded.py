@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from softdimo import registry, testing
-from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.kinds import Cond, Context, ImageShape, TokenShape
 from softdimo.spec import Spec
 from tests import caches
 
@@ -28,6 +28,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 CNN = {"use": "cnn", "width": 4, "features": 8}
 TWO_BITS = {"tokens": TokenShape(1, 2, 1, 2)}
 ONE_GROUP = {"tokens": TokenShape(2, 3, 1, 5)}
+MASKGEN = {"text_width": 10, "score_width": 8, "encoded": {"states": (4, 10), "pooled": (10,)}}
 CASES: dict[str, list[dict[str, Any]]] = {
     "teacher compact": [{"width": 16}, {"width": 16, "local": False}, {"width": 24, "heads": 3, "depth": 1}],
     "teacher maskbit": [
@@ -44,6 +45,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "teacher halton": [
         {"width": 16, "depth": 2, "heads": 3, "hidden": 24, "context": ONE_GROUP},
         {"width": 24, "depth": 1, "heads": 2, "registers": 0, "classes": 3, "context": ONE_GROUP},
+    ],
+    "teacher maskgen": [
+        {"width": 16, "depth": 2, "heads": 2, "classes": 3, "context": ONE_GROUP, **MASKGEN},
+        {"width": 24, "depth": 1, "heads": 3, "classes": 0, "tied": False, "context": ONE_GROUP, **MASKGEN}
+        | {"score_width": 0},
+    ],
+    "tokenizer tatitok": [
+        {"encoder": {"width": 16, "depth": 1, "heads": 2, "patch": 4}, "tokens": 5, "codebook": 9, "dim": 6}
+        | {"decoder": {"width": 24, "depth": 2, "heads": 3, "patch": patch}, "text_width": 10, "text_length": 7}
+        | {"context": {"image": ImageShape(channels, 12, 12)}, "encoded": {"decoder_states": (7, 10)}}
+        for patch, channels in ((3, 3), (6, 1))
     ],
     "tokenizer vqgan": [
         {"width": 32, "latent": 8, "dim": 6, "codebook": 9, "multipliers": (1, 2), "blocks": 1, "resolution": 8,
@@ -95,6 +107,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sampler maskbit": [
         {"steps": 1}, {"steps": 4}, {"steps": 12, "guidance": {"scale": 2.0, "ramp": "constant"}, "temperature": 0.7},
     ],
+    "sampler maskgen": [
+        {"steps": 4}, {"steps": 40, "score_noise": False, "guidance": {"scale": 1.0, "ramp": "constant"}},
+        {"steps": 6, "annealing": False, "schedule": "root", "choice_temperature": 1.0},
+    ],
     "sampler halton": [
         {"steps": 1}, {"steps": 4, "guidance": {"scale": 1.0}, "randomize": True},
         {"steps": 12, "sharpness": (0.5, 2.0), "power": 2.0, "warmup": 2, "top_k": 3, "randomize": True},
@@ -132,8 +148,8 @@ def components() -> dict[str, str]:
     return {f"{kind} {name}": target for kind, entries in groups.items() for name, target in entries.items()}
 
 
-def check(kind: str, spec: Spec, here: Context) -> None:
-    """The contract of one kind."""
+def check(kind: str, spec: Spec, here: Context, cond: Cond | None = None) -> None:
+    """The contract of one kind, under these conditions where a network needs some."""
     if kind in ("metric", "data"):
         {"metric": testing.check_metric, "data": testing.check_data}[kind](spec.build)
         return
@@ -142,8 +158,8 @@ def check(kind: str, spec: Spec, here: Context) -> None:
     if kind == "discriminator":
         assert built.space == spec.space, "settings and network must name one space"
     checks: dict[str, Callable[[], None]] = {
-        "teacher": lambda: testing.check_teacher(built),
-        "tokenizer": lambda: testing.check_tokenizer(built, here.image),
+        "teacher": lambda: testing.check_teacher(built, cond=cond),
+        "tokenizer": lambda: testing.check_tokenizer(built, here.image, cond),
         "text_encoder": lambda: testing.check_text_encoder(built),
         "features": lambda: testing.check_features(built, here.image),
         "reward": lambda: testing.check_reward(built),
@@ -174,8 +190,10 @@ def test_it_keeps_its_contract(what, settings, tmp_path, monkeypatch):
     module, _, cls = target.partition(":")
     settings = dict(settings)
     here, smoke = replace(testing.context(), **settings.pop("context", {})), settings.pop("smoke", False)
+    encodings = settings.pop("encoded", None)
+    cond = None if encodings is None else testing.encoded(4, **encodings)
     spec = getattr(importlib.import_module(module), cls).model_validate({"use": name, **settings})
-    check(kind, spec.smoke() if smoke else spec, here)
+    check(kind, spec.smoke() if smoke else spec, here, cond)
 
 
 def pictures(folder: Path) -> Path:

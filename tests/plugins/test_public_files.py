@@ -18,11 +18,14 @@ from softdimo.kinds import Context, ImageShape, TokenShape
 from softdimo_plugins.public import PublicSpec, PublicTransformer
 from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
+from softdimo_plugins.teachers.maskgen import MaskGen
 from softdimo_plugins.teachers.maskgit import MaskGit
 from softdimo_plugins.tokenizers.maskbit import MaskBitLFQ
+from softdimo_plugins.tokenizers.tatitok import TATiTok, Tower
 from softdimo_plugins.tokenizers.vqgan import VQGAN, LlamaGenVQ
 
 IMAGE = ImageShape(3, 4, 4)
+TOWER = Tower(width=16, depth=1, heads=2, patch=2)
 CONV: dict[str, Any] = {"width": 32, "multipliers": (1, 1), "blocks": 1}
 
 
@@ -43,6 +46,8 @@ SMALL = {
     "maskgit": Public(MaskGit(width=16, depth=2, heads=2, mlp=24, classes=3), TokenShape(2, 2, 1, 8)),
     "halton": Public(Halton(width=16, depth=1, heads=2, classes=3), TokenShape(2, 2, 1, 8)),
     "maskbit": Public(MaskBit(width=16, depth=2, heads=2, mlp=24, classes=3), TokenShape(2, 2, 2, 8)),
+    "maskgen": Public(MaskGen(width=16, depth=2, heads=2, text_width=10, classes=3), TokenShape(2, 2, 1, 8)),
+    "tatitok": Public(TATiTok(encoder=TOWER, decoder=TOWER, tokens=4, codebook=8, dim=6, text_width=10)),
     "vqgan": Public(VQGAN(latent=8, dim=6, codebook=8, **CONV)),
     "llamagen_vq": Public(LlamaGenVQ(latent=8, dim=4, codebook=16, **CONV)),
     "maskbit_lfq": Public(MaskBitLFQ(bits=6, **CONV)),
@@ -131,7 +136,9 @@ def test_another_number_of_bits(name: str, bits: int, message: str, tmp_path: Pa
 
 
 def sizes() -> list[tuple[type[PublicTransformer], tuple[int, int], int]]:
-    return [(cls, size, heads) for cls in (MaskGit, Halton, MaskBit) for size, heads in cls.public_heads.items()]
+    return [
+        (cls, size, heads) for cls in (MaskGit, Halton, MaskBit, MaskGen) for size, heads in cls.public_heads.items()
+    ]
 
 
 @pytest.mark.parametrize(("cls", "size", "heads"), sizes(), ids=str)

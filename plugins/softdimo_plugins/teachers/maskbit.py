@@ -18,9 +18,8 @@ from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.bits import expected, signs
-from softdimo_plugins.layers import full_precision, run_blocks
+from softdimo_plugins.layers import SelfAttention, full_precision, run_blocks
 from softdimo_plugins.public import PublicTransformer
-from softdimo_plugins.teachers.maskgit import SelfAttention
 
 EPS = 1e-12
 """Of every layer norm."""
