@@ -62,7 +62,10 @@ class Context:
 
 
 class Output(NamedTuple):
-    """What a teacher returns: logits [B L G V] (or [N V] with `at`) and one [B L D] per requested block."""
+    """What a teacher returns: logits [B L G V] (or [N V] with `at`) and one [B l D] per requested block.
+
+    l is L, unless the blocks see a coarser grid.
+    """
 
     logits: Tensor
     features: tuple[Embedding, ...] = ()
@@ -80,6 +83,8 @@ class Teacher(nn.Module, ABC):
     """D."""
     depth: int
     """Blocks; `features` are indices in [0, depth), the output of that block."""
+    linear: bool = True
+    """Whether `soften` is linear in the probabilities; False where mixtures are normalized."""
 
     @abstractmethod
     def embed(self, tokens: Tokens) -> Embedding:

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import clip_text, halton, maskbit, maskgen, maskgit, schedules, tatitok, vqgan
+from . import (
+    clip_text,
+    halton,
+    maskbit,
+    maskgen,
+    maskgit,
+    meissonic,
+    meissonic_dimo,
+    schedules,
+    tatitok,
+    vqgan,
+)
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -26,6 +37,8 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     clip_text.CHECKS,
     maskgen.CHECKS,
     tatitok.CHECKS,
+    meissonic.CHECKS,
+    meissonic_dimo.CHECKS,
 ]
 
 

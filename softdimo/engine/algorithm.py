@@ -85,7 +85,7 @@ class Distillation:
 
         with torch.set_grad_enabled(turn), autocast(self.fabric):
             # x_init -> z_theta -> x_theta
-            roll, z = rollout(theta, real.cond, self.init, self.rng, self.relaxation, self.tokenizer)
+            roll, z = rollout(theta, real.cond, self.init.at(iteration), self.rng, self.relaxation, self.tokenizer)
             if turn:
                 # d L_gen / d z = sum_i w_i d L_i / d z, each taken at the logits, then one backward through theta
                 gradients = {entry.name: self._at_logits(entry, roll, iteration, logs) for entry in self.terms}

@@ -29,6 +29,8 @@ CNN = {"use": "cnn", "width": 4, "features": 8}
 TWO_BITS = {"tokens": TokenShape(1, 2, 1, 2)}
 ONE_GROUP = {"tokens": TokenShape(2, 3, 1, 5)}
 MASKGEN = {"text_width": 10, "score_width": 8, "encoded": {"states": (4, 10), "pooled": (10,)}}
+MEISSONIC = {"width": 32, "heads": 2, "axes": (4, 6, 6), "joint": 1, "single": 1, "text_width": 10, "spare": 3}
+MEISSONIC |= {"encoded": {"states": (4, 10), "pooled": (32,)}}
 CASES: dict[str, list[dict[str, Any]]] = {
     "teacher compact": [{"width": 16}, {"width": 16, "local": False}, {"width": 24, "heads": 3, "depth": 1}],
     "teacher maskbit": [
@@ -56,6 +58,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         | {"decoder": {"width": 24, "depth": 2, "heads": 3, "patch": patch}, "text_width": 10, "text_length": 7}
         | {"context": {"image": ImageShape(channels, 12, 12)}, "encoded": {"decoder_states": (7, 10)}}
         for patch, channels in ((3, 3), (6, 1))
+    ],
+    "teacher meissonic": [
+        {**MEISSONIC, "context": {"tokens": TokenShape(4, 6, 1, 5)}, "timestep": 3.0},
+        {**MEISSONIC, "joint": 2, "halve": False, "context": ONE_GROUP, "micro": (8, 12, 1, 2, 5.5)},
+        {**MEISSONIC, "context": {"tokens": TokenShape(2, 4, 1, 5)}, "mixing": "before"},
+        {**MEISSONIC, "context": {"tokens": TokenShape(2, 4, 1, 5)}, "top_k": 2},
+    ],
+    "tokenizer meissonic_vq": [
+        {"widths": (16, 32), "latent": 8, "dim": 6, "codebook": 9, "blocks": 1, "norm_groups": 8}
+        | {"context": {"image": ImageShape(channels, 8, 12)}, "attention": channels == 1, "at_once": at_once}
+        for channels, at_once in ((1, None), (3, 1), (3, 2))
     ],
     "tokenizer vqgan": [
         {"width": 32, "latent": 8, "dim": 6, "codebook": 9, "multipliers": (1, 2), "blocks": 1, "resolution": 8,
@@ -110,6 +123,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sampler maskgen": [
         {"steps": 4}, {"steps": 40, "score_noise": False, "guidance": {"scale": 1.0, "ramp": "constant"}},
         {"steps": 6, "annealing": False, "schedule": "root", "choice_temperature": 1.0},
+    ],
+    "sampler meissonic": [
+        {"steps": 1}, {"steps": 4}, {"steps": 12, "last_choice_temperature": 0.01, "guidance": {"scale": 1.0}},
     ],
     "sampler halton": [
         {"steps": 1}, {"steps": 4, "guidance": {"scale": 1.0}, "randomize": True},
