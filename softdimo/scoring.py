@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,3 +125,48 @@ def decoder(net: Teacher, tokenizer: Tokenizer, decode: Decode, recompute: bool 
         return img  # type: ignore[no-any-return]
 
     return images
+
+
+class Looked(NamedTuple):
+    """Images and what they are worth, on the CPU."""
+
+    images: Image
+    score: PerSample
+    """float64."""
+    rewards: dict[str, PerSample]
+    """Each reward by itself, where the score is made of several."""
+    held_out: dict[str, PerSample]
+    """Rewards that are only measured."""
+
+    def row(self, i: int) -> dict[str, Any]:
+        """The numbers of one image; null for a held-out reward that is not finite."""
+
+        def plain(named: Mapping[str, PerSample]) -> dict[str, float | None]:
+            return {name: float(v[i]) if bool(v[i].isfinite()) else None for name, v in named.items()}
+
+        return {"score": float(self.score[i]), "rewards": plain(self.rewards), "held_out": plain(self.held_out)}
+
+
+@torch.no_grad()
+def decoded(generator: Generator, e: Embedding, cond: Cond, rows: int | None = None) -> Image:
+    """Images [N C H W] of embeddings [N L D], `rows` at a time."""
+    return torch.cat([generator(e[at], cond[at]) for at in _chunks(len(e), rows)])
+
+
+@torch.no_grad()
+def look(images: Image, cond: Cond, score: Scores, held_out: Mapping[str, Reward], rows: int | None = None) -> Looked:
+    """All rewards of images [N C H W], `rows` at a time."""
+    values, named, watched = [], [], []
+    for at in _chunks(len(cond), rows):
+        img, to = images[at], cond[at]
+        value, rewards = score.each(img, to)
+        values.append(value.double().cpu())
+        named.append({name: r.double().cpu() for name, r in rewards.items()})
+        watched.append({name: rated(reward, img, to).double().cpu() for name, reward in held_out.items()})
+    joined = [{name: torch.cat([each[name] for each in kept]) for name in kept[0]} for kept in (named, watched)]
+    return Looked(images.cpu(), torch.cat(values), *joined)
+
+
+def _chunks(n: int, rows: int | None) -> Iterator[slice]:
+    step = rows or max(1, n)
+    return (slice(first, first + step) for first in range(0, n, step))

@@ -64,4 +64,5 @@ class Ascent:
 
 def _norm(g: Tensor) -> Tensor:
     """Euclidean norm of each sample [N 1 1]."""
-    return g.flatten(1).norm(dim=1).view(-1, 1, 1)
+    norm: Tensor = g.flatten(1).norm(dim=1)
+    return norm.view(-1, 1, 1)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from softdimo.shapes import Embedding, PerSample
 
@@ -35,9 +36,10 @@ def log_norm(e: Embedding, start: Embedding, unit: float, of: Of = "start", nois
     `unit` is the table's root mean square, `noise` the standard deviation sigma rms of the embedding noise.
     """
     if of == "start":
-        return -((e.norm(dim=-1) - start.norm(dim=-1)) / unit).square().mean(1)
+        stretch: Tensor = (e.norm(dim=-1) - start.norm(dim=-1)) / unit
+        return -stretch.square().mean(1)
     if of == "table":
-        r = (e.norm(dim=-1) / unit).clamp_min(1e-6)
+        r: Tensor = (e.norm(dim=-1) / unit).clamp_min(1e-6)
         return ((e.shape[-1] - 1) * r.log() - r.square() / 2).mean(1)
     n = e[0].numel()
     q = (e - start).square().flatten(1).sum(1) / (n * noise**2)

@@ -41,8 +41,9 @@ class TTEO(Spec):
     iterations: Annotated[int, Field(ge=0)] = 4
     """Steps per start; 0 is best-of-N."""
     optimizer: Optimizer = "adam"
-    """`adam` moves every coordinate by about `lr` per step; `normalized` moves each sample by exactly `lr` in the root
-    mean square, along its gradient; `sgd` follows the plain gradient (the paper: lr 0.2), whose size is the reward's."""
+    """`adam` moves every coordinate by about `lr` per step; `normalized` moves each sample along its gradient, by `lr`
+    in the root mean square exactly; `sgd` adds `lr` times the gradient (the paper: 0.2), so the reward sets the size.
+    """
     lr: Positive = 0.05
     """Step size for e_in measured in units of the embedding table's root mean square (u = e_in / rms is what moves).
     With `adam` and `normalized`, around 0.1 a step is as far as it pays to go; several times that does harm."""
