@@ -127,7 +127,7 @@ def _search(section: SearchSection) -> str:
         cost = budget(method, section)
         said = "states no cost" if cost is None else f"{cost:g} forward-equivalents per condition"
         pairs.append((method.name, f"{said}; {_file(method.search)}"))
-    lines = [*(text(line) for line in maximized(section).split(";")), f"    {SOURCE}; {FORWARD}", *_pairs(pairs)]
+    lines = [*(text(line) for line in maximized(section).split(";")), f"    {SOURCE}", f"    {FORWARD}", *_pairs(pairs)]
     return _block("Search at test time", lines)
 
 

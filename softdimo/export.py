@@ -48,7 +48,7 @@ def export(run: Path, out: Path) -> Path:
     from softdimo.report.card import card
 
     run, out = Path(run), Path(out)
-    if out.exists() and not _is_export(out) and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is no export; give another --out")
     parts, kind = _of_run(run, torch.device("cpu"))
     net, tokenizer = _trained(parts, run), parts.require_tokenizer()
@@ -99,8 +99,8 @@ def load(where: str | os.PathLike[str], device: str | torch.device = "auto") -> 
     component that the model needs is not installed.
     """
     path, target = Path(where), place(device)
-    if _is_export(path):
-        return _exported(path, target)
+    if is_export(path):
+        return open_export(path, target)[1]
     if not (path / RECIPE).is_file():
         raise WeightsError(f"{path} is neither an exported model nor a run folder")
     parts, kind = _of_run(path, target)
@@ -135,6 +135,7 @@ class _Model(Settings):
     init: Init = Init()
     tokenizer: Annotated[NetworkSpec, component("tokenizer")]
     teacher: Annotated[NetworkSpec, component("teacher")]
+    text_encoder: Annotated[NetworkSpec, component("text_encoder")] | None = None
 
 
 class _Sampled(Settings):
@@ -155,7 +156,8 @@ class _Known(Data):
         raise CheckpointError("an exported model comes without its data set")
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: Path) -> bool:
+    """Whether a folder is an exported model."""
     return (path / TOKENIZER).is_file() and any((path / f"{kind}.safetensors").is_file() for kind in NETWORKS)
 
 
@@ -191,7 +193,11 @@ def _generator(parts: Components, net: Teacher, tokenizer: Tokenizer, kind: str,
     return Generator(net, tokenizer, parts.recipe.init, parts.data.classes, parts.data.image, parts.device, sampler)
 
 
-def _exported(path: Path, device: torch.device) -> Generator:
+def open_export(path: Path, device: torch.device) -> tuple[Components, Generator]:
+    """The generator of an exported folder, and components around it: its networks are those of the folder.
+
+    Raises as `load` does.
+    """
     kind = next(k for k in NETWORKS if (path / f"{k}.safetensors").is_file())
     file = path / f"{kind}.safetensors"
     about = _metadata(file)
@@ -206,7 +212,7 @@ def _exported(path: Path, device: torch.device) -> Generator:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
         raise PluginError(f"{path / RECIPE} needs components that are not here:\n  " + "\n  ".join(faults)) from error
     known = {name: getattr(model, name) for name in _Model.model_fields}
-    parts = Components(Recipe.model_construct(**known, text_encoder=None, train=None, features=None), device)
+    parts = Components(Recipe.model_construct(**known, train=None, features=None), device)
     image = ImageShape(*json.loads(about["softdimo.image"]))
     parts.__dict__["given"] = _Known(image, tuple(json.loads(about["softdimo.classes"])))
     tokenizer = cast(Tokenizer, parts.fresh(model.tokenizer))
@@ -214,7 +220,8 @@ def _exported(path: Path, device: torch.device) -> Generator:
     _check(tokenizer, about["softdimo.tokenizer"], path / TOKENIZER)
     net = _fill(parts.fresh(model.teacher), file)
     _check(net, about["softdimo.digest"], file)
-    return _generator(parts, net, tokenizer, kind, spec)
+    parts.__dict__.update(tokenizer=tokenizer, teacher=net)
+    return parts, _generator(parts, net, tokenizer, kind, spec)
 
 
 def _metadata(file: Path) -> dict[str, str]:
