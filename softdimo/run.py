@@ -159,7 +159,7 @@ def as_recorded(loaded: Loaded) -> Loaded:
     return tiny if training_hash(tiny) == RunFolder(loaded.path.parent).recorded_hash() else loaded
 
 
-def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
+def refuse_another(loaded: Loaded, folder: RunFolder) -> None:
     """A folder in which something was made belongs to its recipe."""
     made = any((folder.path / name).exists() for name in ("checkpoints", PRODUCT, "eval.json", "search.json"))
     if made and folder.recorded_hash() not in (None, training_hash(loaded)):
@@ -196,7 +196,7 @@ def run(
 def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> bool:
     """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
     if not fresh:
-        _refuse_another(loaded, folder)
+        refuse_another(loaded, folder)
     elif session.ranks.first:
         folder.clear()
     session.fabric.barrier("folder")
@@ -280,8 +280,8 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     if loaded.recipe.train is not None:
         if not (home / PRODUCT).is_file():
             raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
-        _refuse_another(loaded, RunFolder(home))
-    _refuse_another(loaded, folder)
+        refuse_another(loaded, RunFolder(home))
+    refuse_another(loaded, folder)
     session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
     with session.inside(folder, "again"):
         if session.ranks.first and loaded.recipe.train is not None and folder.path.resolve() == home.resolve():
