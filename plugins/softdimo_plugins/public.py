@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,8 +33,12 @@ class PublicSpec(NetworkSpec):
         """Load a public file (.pth, .ckpt, .bin, .safetensors) or one of our own, strictly."""
         load_published(module, path, self.published)
 
+    def smoke(self) -> Self:
+        """Random weights instead of a file's; the structure is the real one."""
+        return self.model_copy(update=self.without_public_weights())
+
     def without_public_weights(self) -> dict[str, Weights | bool | None]:
-        """For a tiny version: random weights instead of those of a file, whose sizes are others; a recipe stays."""
+        """For a tiny version: random weights, so that no file has to be fetched or to fit; a recipe's stay."""
         return {} if self.weights is None or isinstance(self.weights, RecipeRef) else {"weights": None, "fresh": True}
 
 
@@ -46,6 +50,10 @@ class PublicTransformer(PublicSpec):
     width: int
     depth: int
     heads: int
+
+    def smoke(self) -> Self:
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return super().smoke().model_copy(update={"depth": min(2, self.depth)})
 
     def load_weights(self, module: nn.Module, path: Path) -> None:
         """As above; WeightsError also where weights of a public size, not made here, meet another number of heads."""
