@@ -25,7 +25,7 @@ from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import CACHE, cache_name, training_hash
 from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
-from softdimo.sheets import Sheets
+from softdimo.sheets import COLUMNS, FEW, Sheets
 
 Say = Callable[[str], None]
 
@@ -105,7 +105,8 @@ class Session:
         """The `train:` section, up to weights in the folder."""
         title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
         training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
-        sheets = Sheets(parts, folder.path / "samples", self.ranks.first, autocast=self.fabric.autocast)
+        columns = FEW if self.smoke else COLUMNS
+        sheets = Sheets(parts, folder.path / "samples", self.ranks.first, columns, self.fabric.autocast)
         writer = RunFolder(jobs.parts_folder(folder.path))
         self.hold(writer, f"waiting: a job of a run that was killed is saving in {folder.path}")
         if self.ranks.first:

@@ -155,7 +155,7 @@ def sample(
             "--prompt",
             "--prompts",
             "-p",
-            help="A prompt, for a model that draws for text; give the option once for each.",
+            help="A prompt, for a model that draws for text; once for each.",
         ),
     ] = None,
     prompts_file: Annotated[

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softdimo.errors import WeightsError
 from softdimo.files import save_weights
 from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.spec import RecipeRef
 from softdimo_plugins.public import PublicSpec, PublicTransformer
 from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
@@ -160,3 +161,17 @@ def test_our_own_files_may_have_any_number_of_heads(tmp_path: Path, monkeypatch:
     assert "heads: 4" in refusal("maskbit", tmp_path / "w.bin")
     save_weights(tmp_path / "own.safetensors", state)
     SMALL["maskbit"].spec.load_weights(SMALL["maskbit"].build(1), tmp_path / "own.safetensors")
+
+
+# tiny versions
+
+
+@every
+def test_a_tiny_version_leaves_out_the_file_and_blocks_of_a_transformer_alone(name: str) -> None:
+    spec = SMALL[name].spec.model_copy(update={"blocks": 3} if hasattr(SMALL[name].spec, "blocks") else {"depth": 5})
+    shallow = {"depth": 2} if isinstance(spec, PublicTransformer) else {}
+    public, ours = (spec.model_copy(update={"weights": w}) for w in ("hf://a/b/c.bin", RecipeRef(recipe="x.yaml")))
+    assert public.smoke() == spec.model_copy(update={"fresh": True} | shallow)
+    assert public.smoke().smoke() == public.smoke()
+    assert ours.smoke() == ours.model_copy(update=shallow)
+    assert not spec.smoke().ready(), "no weights were named, and none are made up"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -82,10 +82,6 @@ class MaskBit(PublicTransformer):
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return MaskBitTeacher(self, shape)
-
-    def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 class Branch(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -69,10 +69,6 @@ class MaskGit(PublicTransformer):
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return MaskGitTeacher(self, shape)
-
-    def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 def one_group(name: str, context: Context, classes: int | None = None) -> TokenShape:

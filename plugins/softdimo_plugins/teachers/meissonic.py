@@ -221,7 +221,7 @@ class MeissonicTeacher(Teacher):
             if times is None:
                 distinct, which = torch.tensor([self.spec.timestep], device=e.device), torch.zeros_like(cond.labels)
             else:
-                distinct, which = times.unique(return_inverse=True)
+                distinct, which = times.unique(return_inverse=True)  # type: ignore[no-untyped-call]
             time = both.timestep_embedder(both.time_proj(1000 * distinct.float()).to(like.dtype))
             out: Tensor = time[which] + both.text_embedder(u)
         return out
