@@ -1,0 +1,1 @@
+"""Text encoders: prompts -> what teachers and tokenizers are conditioned on."""
