@@ -89,6 +89,7 @@ def test_autocast_rounds_neither_embeddings_nor_times():
         assert torch.equal(net.soften(probs()), soft)
         assert torch.equal(net.modulation(cond, e), modulation)
         rough = logits(net, cond)
+        assert torch.equal(net.modulation(cond, e.bfloat16()), modulation)  # a strategy brings e to the lower precision
     assert rough.dtype == torch.float32
     exact = logits(net, cond)
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
