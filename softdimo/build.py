@@ -35,6 +35,8 @@ from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
+HUB = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Files of weights in a folder as it is on the hub, best first."""
 Ensure = Callable[[RecipeRef], Path]
 """Runs another recipe unless its result is cached; returns its run folder."""
 
@@ -45,14 +47,14 @@ def unavailable(ref: RecipeRef) -> Path:
 
 
 def locate(weights: Weights, ensure: Ensure) -> Path:
-    """A local file: given by path (file or run folder), on the hub, or made by another recipe."""
+    """A local file: given by path (file, run folder, copy of a folder of the hub), on the hub, or made by a recipe."""
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
         return _download(weights)
     path = Path(weights).expanduser()
     if path.is_dir():
-        path = path / PRODUCT
+        path = next((path / name for name in (PRODUCT, *HUB) if (path / name).is_file()), path / PRODUCT)
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; give a safetensors file, a run folder, or hf://owner/repo/file")
     return path
@@ -147,13 +149,15 @@ class Components:
         return self._with_text(Tokenized(self.given, tokenizer, self.device))
 
     def require_tokens(self, spec: LossSpec, term: Term) -> None:
-        """Refuse data of labels alone for a term whose critic looks at real tokens, before anything is trained."""
-        if not spec.real or term.critic is None or self.data.has_images:
+        """Refuse data of conditions alone for a term whose critic looks at real tokens, before anything is trained."""
+        if not spec.real or term.critic is None or self.given.has_images:
             return
-        if self.data.source("train").get(torch.zeros(1, dtype=torch.int64)).tokens is None:
+        batch = self.given.source("train").get(torch.zeros(1, dtype=torch.int64))
+        if batch.tokens is None:
+            alone = "prompts" if batch.cond.prompts else "class labels"
             raise DataError(
-                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives class "
-                "labels alone; use data with images, or a token cache: `softdimo tokenize`"
+                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives {alone} "
+                "alone; use data with images, or a token cache: `softdimo tokenize`"
             )
 
     def require_tokenizer(self) -> Tokenizer:

@@ -202,7 +202,7 @@ class RecipeRef(Settings):
 
 
 Weights = LocalPath | RecipeRef
-"""A path (file, or run folder), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
+"""A path (file, run folder, or folder as on the hub), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
 
 
 class NetworkSpec(Spec):
