@@ -243,6 +243,19 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
         build(tmp_path / "e")
 
 
+def test_a_tiny_version_makes_prompts_up_where_there_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.txt", MANY)
+    assert Prompts(path=str(path)).smoke() == Prompts(path=str(path))
+    for gone in (Prompts(path="gone.txt"), Prompts(path=str(path), held_out=str(tmp_path / "bench"), group="file")):
+        tiny = gone.smoke()
+        assert (tiny.random, tiny.content()) == (64, "")
+        data = tiny.build(BLANK)
+        assert len(set(all_of(data, "train")) | set(all_of(data, "held_out"))) == 64
+        assert "this is a trial of the code alone" in caplog.text
+        check_data(tiny.build)
+        assert data.fingerprint() != build(path).fingerprint()
+
+
 def test_relative_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "there" / "train.txt", MANY)
     write(tmp_path / "there" / "bench.jsonl", ["one"])
