@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from softdimo_hpsv2.reward import HPSv2Official
 
 from softdimo import registry
 from softdimo.errors import RecipeError, WeightsError
 from softdimo.kinds import Cond
 from softdimo.testing import check_reward, context
+from softdimo_hpsv2.reward import HPSv2Official
 from softdimo_plugins.rewards.clip import tokenizer
 from softdimo_plugins.rewards.hpsv2 import HPSv2
 
@@ -64,11 +64,11 @@ def test_prompts_are_read_alike():
     prompts = [
         "",
         "A Cat!",
-        "caf\u00e9 \u732b \u00df",
+        "café 猫 ß",
         "x" * 300,
         "one two " * 90,
         "tab\there",
-        "&amp; \u201cquoted\u201d",
+        "&amp; “quoted”",
     ]
     assert torch.equal(theirs.encode(prompts), tokenizer("hpsv2", "ViT-H-14")(prompts))
 

@@ -79,7 +79,7 @@ def towers(name: str, model: str, quick: bool = False, tiny: bool = False) -> An
     """A CLIP with fresh weights. `quick` takes OpenAI's approximate GELU; models named so have it anyway."""
     open_clip = library(name)
     if tiny:
-        return open_clip.CLIP(**TINY)
+        return open_clip.CLIP(**TINY, quick_gelu=quick)
     config: dict[str, Any] = open_clip.get_model_config(model)
     image, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in image:
