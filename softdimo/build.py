@@ -36,6 +36,9 @@ from softdimo.weights import download
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
+NAMES = (PRODUCT, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
+         "pytorch_model.bin")  # fmt: skip
+"""Files that a folder may hold: a run's product, or what diffusers and transformers write; the first one counts."""
 Ensure = Callable[[RecipeRef], Path]
 """Runs another recipe unless its result is cached; returns its run folder."""
 
@@ -46,14 +49,14 @@ def unavailable(ref: RecipeRef) -> Path:
 
 
 def locate(weights: Weights, ensure: Ensure) -> Path:
-    """A local file: given by path (file or run folder), on the hub, or made by another recipe."""
+    """A local file: given by path (file, run folder, folder of diffusers), on the hub, or made by another recipe."""
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
         return download(weights)
     path = Path(weights).expanduser()
     if path.is_dir():
-        path = path / PRODUCT
+        path = next((path / name for name in NAMES if (path / name).is_file()), path / PRODUCT)
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; give a safetensors file, a run folder, or hf://owner/repo/file")
     return path

@@ -15,6 +15,7 @@ from torch import nn
 
 from softdimo import jobs, memory
 from softdimo.build import Components, learns_from_tokens
+from softdimo.engine.mixed import lighten, lightens
 from softdimo.errors import SoftdimoError
 from softdimo.kinds import Data, Features, Teacher, Term, TokenShape
 from softdimo.memory import Share, human
@@ -199,14 +200,13 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
     shares: list[Share] = []
     phases: list[Phase] = []
     trained = train.network if train is not None else ""
+    if train is not None:
+        with _located(loaded, ()):
+            shares, phases = _student(parts, train) if trained == "student" else _fit(parts, train)
     for kind in ("tokenizer", "text_encoder", "teacher", "features"):
         spec = getattr(recipe, kind)
         if spec is not None and kind != trained:
             shares.append(memory.share(f"{kind.replace('_', ' ')} ({spec.use})", parts.make(spec), None, precision))
-    if train is not None:
-        with _located(loaded, ()):
-            made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
-        shares, phases = made + shares, turns
     shares += _judges(parts, shares)
     tokens = 0
     if train is not None and learns_from_tokens(train) and parts.tokens is not None and parts.data.has_images:
@@ -232,6 +232,8 @@ def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]
             shares.append(memory.share(f"{spec.name}'s critic", term.critic, term.player, precision))
     cond, teacher = parts.data.ready(parts.data.conditions(train.batch_size)), parts.require_teacher()
     hardware, device = parts.recipe.hardware, memory.device(parts.recipe.hardware.accelerator)
+    if lightens(hardware):
+        lighten(teacher)
     return shares, student_phases(student, teacher, parts.tokenizer, terms, cond, hardware, device)
 
 

@@ -62,10 +62,15 @@ class Encodings:
         """Tells this encoder from others: a hash of its settings and weights."""
         return self._identity()
 
+    @property
+    def negative(self) -> str:
+        """The unconditional prompt."""
+        return self.encoder.negative if self._negative is None else self._negative
+
     @cached_property
     def null(self) -> Mapping[str, Tensor]:
         """Encodings of the unconditional prompt, [1 ...]."""
-        return self([self.encoder.negative if self._negative is None else self._negative])
+        return self([self.negative])
 
     def ready(self, cond: Cond) -> Cond:
         """Conditions with their prompts' encodings, and `null.<name>`; those that need none, or have them, as they are.
@@ -82,8 +87,13 @@ class Encodings:
         args = (self._identity, self._negative, self._cache, self._limit)
         return Encodings(lambda: self.encoder.to(device), device, *args)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Encodings of one or more prompts; each is computed once, however often it stands there."""
+        """Encodings of one or more prompts; each is computed once, however often it stands there.
+
+        Networks can be trained with them, wherever they were made: they are none of `inference_mode`.
+        """
         if self.device.type == "meta":
             return {name: _wide(t) for name, t in self._computed(prompts).items()}
         rows = self._rows(list(dict.fromkeys(prompts)))
@@ -109,9 +119,8 @@ class Encodings:
         return rows
 
     def _computed(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """What the encoder gives, checked. Its tensors can be trained with: not those of `inference_mode`."""
-        with torch.inference_mode(False), torch.no_grad():
-            made = self.encoder.encode(prompts)
+        """What the encoder gives, checked."""
+        made = self.encoder.encode(prompts)
         what = {name: list(t.shape) for name, t in made.items() if t.ndim < 1 or len(t) != len(prompts)}
         if what or not made:
             raise PluginError(

@@ -52,7 +52,7 @@ def export(run: Path, out: Path) -> Path:
     from softdimo.report.card import card
 
     run, out = Path(run), Path(out)
-    if out.exists() and not _is_export(out) and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is no export; give another --out")
     parts, kind = _of_run(run, torch.device("cpu"))
     net, tokenizer = _trained(parts, run), parts.require_tokenizer()
@@ -109,8 +109,8 @@ def load(where: str | os.PathLike[str], device: str | torch.device = "auto") -> 
     component that the model needs is not installed.
     """
     path, target = Path(where), place(device)
-    if _is_export(path):
-        return _exported(path, target)
+    if is_export(path):
+        return open_export(path, target)[1]
     if not (path / RECIPE).is_file():
         raise WeightsError(f"{path} is neither an exported model nor a run folder")
     parts, kind = _of_run(path, target)
@@ -183,7 +183,8 @@ class _Known(Data):
         raise CheckpointError("an exported model comes without its data set")
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: Path) -> bool:
+    """Whether a folder is an exported model."""
     return (path / TOKENIZER).is_file() and any((path / f"{kind}.safetensors").is_file() for kind in NETWORKS)
 
 
@@ -229,7 +230,11 @@ def _generator(parts: Components, net: Teacher, tokenizer: Tokenizer, kind: str,
     )
 
 
-def _exported(path: Path, device: torch.device) -> Generator:
+def open_export(path: Path, device: torch.device) -> tuple[Components, Generator]:
+    """The generator of an exported folder, and components around it: its networks are those of the folder.
+
+    Raises as `load` does.
+    """
     kind = next(k for k in NETWORKS if (path / f"{k}.safetensors").is_file())
     file = path / f"{kind}.safetensors"
     about = _metadata(file)
@@ -252,11 +257,12 @@ def _exported(path: Path, device: torch.device) -> Generator:
     _check(tokenizer, about["softdimo.tokenizer"], path / TOKENIZER)
     net = cast(Teacher, _fill(parts.fresh(model.teacher), file))
     _check(net, about["softdimo.digest"], file)
+    parts.__dict__.update(tokenizer=tokenizer, teacher=net)
     if parts.recipe.text_encoder is not None:
         encoder = cast(TextEncoder, _fill(parts.fresh(parts.recipe.text_encoder), path / TEXT))
         _check(encoder, about.get("softdimo.text_encoder", ""), path / TEXT)
         parts.__dict__["encodings"] = Encodings(lambda: encoder, device)
-    return _generator(parts, net, tokenizer, kind, spec)
+    return parts, _generator(parts, net, tokenizer, kind, spec)
 
 
 def _found(spec: NetworkSpec | None, path: Path) -> NetworkSpec | None:

@@ -105,7 +105,7 @@ class Generator:
         if prompts is not None:
             raise DataError("this generator has no text encoder, so it knows no prompts; give `labels=`")
         chosen = range(len(self.classes)) if labels is None else labels
-        return Cond(torch.tensor([self._label(x) for x in chosen], dtype=torch.long, device=self.device))
+        return Cond(torch.tensor([label_of(x, self.classes) for x in chosen], dtype=torch.long, device=self.device))
 
     def to(self, device: torch.device | str) -> Generator:
         """The same generator with its networks on `device`."""
@@ -116,13 +116,15 @@ class Generator:
     def _rng(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
 
-    def _label(self, label: int | str) -> int:
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        if not isinstance(label, str) and 0 <= int(label) < len(self.classes):
-            return int(label)
-        known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
-        raise DataError(f"no class is called {label!r}; give numbers below {len(self.classes)}, or names: {known}")
+
+def label_of(label: int | str, classes: Sequence[str]) -> int:
+    """Number of a class that is given by number or name. DataError where there is no such class."""
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    if not isinstance(label, str) and 0 <= int(label) < len(classes):
+        return int(label)
+    known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    raise DataError(f"no class is called {label!r}; give numbers below {len(classes)}, or names: {known}")
 
 
 def place(device: str | torch.device) -> torch.device:

@@ -25,7 +25,7 @@ from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import CACHE, cache_name, training_hash
 from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
-from softdimo.sheets import Sheets
+from softdimo.sheets import COLUMNS, FEW, Sheets
 
 Say = Callable[[str], None]
 
@@ -105,7 +105,8 @@ class Session:
         """The `train:` section, up to weights in the folder."""
         title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
         training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
-        sheets = Sheets(parts, folder.path / "samples", self.ranks.first)
+        columns = FEW if self.smoke else COLUMNS
+        sheets = Sheets(parts, folder.path / "samples", self.ranks.first, columns, self.fabric.autocast)
         writer = RunFolder(jobs.parts_folder(folder.path))
         self.hold(writer, f"waiting: a job of a run that was killed is saving in {folder.path}")
         if self.ranks.first:
@@ -159,7 +160,7 @@ def as_recorded(loaded: Loaded) -> Loaded:
     return tiny if training_hash(tiny) == RunFolder(loaded.path.parent).recorded_hash() else loaded
 
 
-def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
+def refuse_another(loaded: Loaded, folder: RunFolder) -> None:
     """A folder in which something was made belongs to its recipe."""
     made = any((folder.path / name).exists() for name in ("checkpoints", PRODUCT, "eval.json", "search.json"))
     if made and folder.recorded_hash() not in (None, training_hash(loaded)):
@@ -196,7 +197,7 @@ def run(
 def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> bool:
     """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
     if not fresh:
-        _refuse_another(loaded, folder)
+        refuse_another(loaded, folder)
     elif session.ranks.first:
         folder.clear()
     session.fabric.barrier("folder")
@@ -280,8 +281,8 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     if loaded.recipe.train is not None:
         if not (home / PRODUCT).is_file():
             raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
-        _refuse_another(loaded, RunFolder(home))
-    _refuse_another(loaded, folder)
+        refuse_another(loaded, RunFolder(home))
+    refuse_another(loaded, folder)
     session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
     with session.inside(folder, "again"):
         if session.ranks.first and loaded.recipe.train is not None and folder.path.resolve() == home.resolve():

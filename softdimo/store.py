@@ -75,7 +75,11 @@ class Layout:
         row, at = {}, 0
         for name, dtype, shape in self.tensors:
             end = at + math.prod(shape) * dtype.itemsize
-            row[name], at = torch.frombuffer(bytearray(entry[at:end]), dtype=dtype).view(shape), end
+            piece = bytearray(entry[at:end])  # torch makes nothing of nothing
+            row[name], at = (
+                (torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)).view(shape),
+                end,
+            )
         return row
 
 
@@ -87,7 +91,7 @@ class Store:
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
-        self.layout = Layout.read(folder / ABOUT)
+        self.layout: Layout | None = None
         self._writer, self._written = secrets.token_hex(8), 0
         self._places: dict[bytes, list[tuple[str, int, bytes]]] = {}
         self._known: dict[str, int] = {}
@@ -149,6 +153,7 @@ class Store:
 
     def _look(self) -> None:
         """Read the keys that others have added since."""
+        self.layout = self.layout or Layout.read(self.folder / ABOUT)
         try:
             for path in sorted(self.folder.glob("*.keys")):
                 writer, first = path.stem, self._known.get(path.stem, 0)

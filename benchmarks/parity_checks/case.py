@@ -1,8 +1,9 @@
 """One parity file: its JSON, its tensors, and what a check found by comparing with them.
 
 `<name>_tiny.json` describes the weights `<name>_tiny.safetensors` and the recorded inputs and outputs
-`<name>_io.safetensors`; any other JSON describes the file of its own name. Every recorded tensor has to be read by the
-check: one that nobody looked at is a failure, so that an output cannot be forgotten.
+`<name>_io.safetensors`; any other JSON describes the file of its own name. Under `io` it lists the tensors one by one,
+under `keys` what their names begin with. Every recorded tensor has to be read by the check: one that nobody looked at
+is a failure, so that an output cannot be forgotten.
 """
 
 from __future__ import annotations

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import clip_text, halton, maskbit, maskgit, schedules, vqgan
+from . import (
+    clip_text,
+    halton,
+    maskbit,
+    maskgen,
+    maskgit,
+    meissonic,
+    meissonic_dimo,
+    schedules,
+    tatitok,
+    vqgan,
+)
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -24,6 +35,10 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     schedules.CHECKS,
     maskbit.CHECKS,
     clip_text.CHECKS,
+    maskgen.CHECKS,
+    tatitok.CHECKS,
+    meissonic.CHECKS,
+    meissonic_dimo.CHECKS,
 ]
 
 

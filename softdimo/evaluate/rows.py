@@ -55,7 +55,7 @@ class Pieces:
     ranks: Ranks = ALONE
     """Who shares the batches of a row."""
     text: str | None = None
-    """Tells the text encoder of `data` from others, where there is one."""
+    """Tells the text encoder of `data`, and its unconditional prompt, from others; None without one."""
 
     def need_tokenizer(self, row: str) -> Tokenizer:
         """The tokenizer. Raises RecipeError where there is none."""

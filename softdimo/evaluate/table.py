@@ -14,12 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate.guard import refuse_players
@@ -63,8 +64,8 @@ class Row:
     subject: Subject
     halves: bool = False
 
-    def identity(self, pieces: Pieces) -> Json:
-        """Everything that its numbers depend on, beside the evaluator and the plan."""
+    def identity(self, pieces: Pieces, digest: Callable[[nn.Module], str]) -> Json:
+        """Everything that its numbers depend on, beside the evaluator and the plan; networks by their digests."""
         net, decoded = self.subject.net, self.subject.of != "real" and pieces.tokenizer is not None
         return {
             "of": self.subject.of,
@@ -72,8 +73,8 @@ class Row:
             "decode": self.subject.decode,
             "split": self.subject.split,
             "sampler": _settings(self.subject.sampler),
-            "net": digest_module(net) if net is not None else None,
-            "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
+            "net": digest(net) if net is not None else None,
+            "tokenizer": digest(pieces.need_tokenizer(self.name)) if decoded else None,
             "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
         } | ({"text": pieces.text} if decoded and pieces.text is not None else {})
 
@@ -141,7 +142,8 @@ def evaluate(
             "lock": before.get("lock", lock),
         }
         how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
-        keys = [digest_json(how | row.identity(pieces)) for row in rows]
+        digest = cache(digest_module)  # rows share networks
+        keys = [digest_json(how | row.identity(pieces, digest)) for row in rows]
         for row, key in zip(rows, keys, strict=True):
             parts = None
             if key not in kept:

@@ -128,13 +128,16 @@ def _fingerprint(metric: Metric) -> dict[str, str | int | float]:
 def check_data(build: Callable[[Context], Data]) -> None:
     """Two splits that stay as they are, a stream that resumes exactly and gives each rank its share, fair conditions.
 
-    Labels alone may be drawn again and again, and nothing of them is held out. Reads the training split once. `build`
-    is the settings' own: `check_data(MyData().build)`.
+    Labels or prompts alone may be drawn again and again, and nothing of them need be held out. Reads the training split
+    once. `build` is the settings' own: `check_data(MyData().build)`.
     """
     blank = Context(ImageShape(1, 1, 1), (), context().make)  # data come first: nothing else is known
     data = build(blank)
     with no_global_randomness("data"):
-        need(bool(data.classes) and all(isinstance(c, str) for c in data.classes), "`classes` are names, one or more")
+        named = bool(data.classes) or bool(data.source("train").get(torch.arange(1)).cond.prompts)
+        need(
+            named and all(isinstance(c, str) for c in data.classes), "`classes` are names, one or more without prompts"
+        )
         train, held = (_split(data, data.source(split), f"`{split}`") for split in ("train", "held_out"))
         need(train != held or _labels_alone(data), "`held_out` must be other samples than `train`")
         reference = _split(data, data.reference(), "the reference")

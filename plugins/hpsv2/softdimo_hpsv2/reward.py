@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+
 from softdimo.errors import PluginError
 from softdimo.kinds import Cond, Context
 from softdimo.math.precision import wide
@@ -18,7 +20,6 @@ from softdimo.weights import Published
 from softdimo_plugins.rewards.clip import TINY, marks
 from softdimo_plugins.rewards.hpsv2 import HPSv2
 from softdimo_plugins.rewards.scoring import Reader, Scorer, prompts_of
-from torch import Tensor
 
 MODEL, TINY_MODEL = "ViT-H-14", "softdimo-tiny"
 

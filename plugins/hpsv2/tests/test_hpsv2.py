@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from softdimo_hpsv2.reward import HPSv2Official
+
 from softdimo import registry
 from softdimo.errors import RecipeError, WeightsError
 from softdimo.kinds import Cond
 from softdimo.testing import check_reward, context
-from softdimo_hpsv2.reward import HPSv2Official
 from softdimo_plugins.rewards.clip import tokenizer
 from softdimo_plugins.rewards.hpsv2 import HPSv2
 
@@ -60,7 +61,15 @@ def test_it_is_found_by_its_name():
 
 def test_prompts_are_read_alike():
     theirs = HPSv2Official().smoke().build(context())
-    prompts = ["", "A Cat!", "caf\u00e9 \u732b \u00df", "x" * 300, "one two " * 90, "tab\there", "&amp; \u201cquoted\u201d"]
+    prompts = [
+        "",
+        "A Cat!",
+        "caf\u00e9 \u732b \u00df",
+        "x" * 300,
+        "one two " * 90,
+        "tab\there",
+        "&amp; \u201cquoted\u201d",
+    ]
     assert torch.equal(theirs.encode(prompts), tokenizer("hpsv2", "ViT-H-14")(prompts))
 
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
+
 from softdimo.errors import PluginError
 from softdimo.kinds import Cond, Context
 from softdimo.shapes import Image, PerSample
@@ -18,7 +20,6 @@ from softdimo.weights import Published
 from softdimo_plugins.rewards.clip import marks
 from softdimo_plugins.rewards.image_reward import ADDED, LENGTH, SIZE, TINY, WORDS, ImageReward, Sizes, words
 from softdimo_plugins.rewards.scoring import Reader, Scorer, prompts_of
-from torch import Tensor
 
 
 class ImageRewardOfficial(ImageReward):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from softdimo_imagereward.reward import ImageRewardOfficial
+from torch import nn
+
 from softdimo import registry
 from softdimo.errors import RecipeError, WeightsError
 from softdimo.kinds import Cond
 from softdimo.testing import check_reward, context
-from softdimo_imagereward.reward import ImageRewardOfficial
 from softdimo_plugins.rewards.image_reward import ImageReward, wordpieces
-from torch import nn
 
 PROMPTS = ("a red cat", "two dogs, at night", "a red cat")
 

@@ -70,10 +70,11 @@ class Prompts(Spec):
         rows = {"train": np.arange(len(train)), "held_out": np.arange(len(held))}
         if train is held and self.held_out:
             rows = self._split(train)
+        paths_out = {"use", "path"} | ({"held_out"} if isinstance(self.held_out, str) else set())
         return PromptData(
             {"train": PromptSource(train, rows["train"]), "held_out": PromptSource(held, rows["held_out"])},
             ImageShape(self.channels, self.size, self.size),
-            hashlib.sha256(f"{self.content()} {self.model_dump_json(exclude={'use', 'path'})}".encode()).hexdigest(),
+            hashlib.sha256(f"{self.content()} {self.model_dump_json(exclude=paths_out)}".encode()).hexdigest(),
         )
 
     def _paths(self) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -71,10 +71,6 @@ class Inception(PublicSpec):
                 f"file, `weights: path/to/{FILE}` (`fresh: true` takes random ones, for trials only)"
             )
         return InceptionFeatures(self)
-
-    def smoke(self) -> Self:
-        """Random weights instead of a file's."""
-        return self.model_copy(update=self.without_public_weights())
 
 
 class InceptionFeatures(Features):

@@ -123,8 +123,9 @@ class Clip(PublicTransformer):
     padding: Literal["own", "zero"] = "own"
     """What follows the end of a prompt, which all later states depend on. `own`: what the vocabulary's files say, the
     end again when they say nothing. `zero`: id 0, as open_clip pads (MaskGen)."""
-    unescape: bool = False
-    """Undo HTML's escapes, `&amp;` and the like, as open_clip does (MaskGen) and transformers does not."""
+    cleaning: words.Cleaning = "transformers"
+    """How prompts are cleaned before they are cut into words. `transformers`: Unicode's NFC. `ftfy`: mended by that
+    package. `open_clip`: mended so, and HTML's escapes undone twice (MaskGen)."""
     decoder_states: bool = False
     """Give `decoder_states` [B 77 D] too, the last block's output after the last norm: what MaskGen's tokenizer decodes
     with."""
@@ -145,7 +146,7 @@ class Clip(PublicTransformer):
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         vocabulary = words.bundled() if self.vocabulary is None else words.read(words.locate(self.vocabulary))
         try:
-            return ClipEncoder(self, words.Words(vocabulary, 0 if self.padding == "zero" else None, self.unescape))
+            return ClipEncoder(self, words.Words(vocabulary, 0 if self.padding == "zero" else None, self.cleaning))
         except ImportError as error:
             raise PluginError(
                 f"the text encoder `clip` needs transformers and ftfy ({error}): run `pip install 'softdimo[text]'`"

@@ -6,12 +6,13 @@ import gzip
 import hashlib
 import html
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -27,6 +28,13 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What merges never cross: English endings, words, single digits, runs of other signs."""
 LENGTH = 77
+Cleaning = Literal["transformers", "ftfy", "open_clip"]
+"""What is done to a prompt before it is put in lower case, with single spaces.
+
+`transformers`: composed as Unicode's NFC, by its fast tokenizers, and by all of them since version 5. `ftfy`: mended by
+that package (broken encodings, curly quotes, most of HTML's escapes), by its older tokenizers where it was installed.
+`open_clip`: mended so, and freed from HTML's escapes twice, as they are often nested.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,17 +48,13 @@ class Vocabulary:
 
 
 class Words:
-    """Prompts -> ids [B L]: cleaned, cut into pieces, merged, cut off at L with the end in place, and padded.
+    """Prompts -> ids [B L]: cleaned, cut into pieces, merged, cut off at L with the end in place, and padded."""
 
-    Clean is: mended by ftfy, with `unescape` freed from HTML's escapes (twice, as they are often nested), in lower
-    case, with single spaces.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, pad: int | None = None, unescape: bool = False) -> None:
+    def __init__(self, vocabulary: Vocabulary, pad: int | None = None, cleaning: Cleaning = "transformers") -> None:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
         ids = vocabulary.ids
-        self.size, self.length, self.unescape = len(ids), LENGTH, unescape
+        self.size, self.length, self.cleaning = len(ids), LENGTH, cleaning
         self.start, self.end = ids[START], ids[END]
         self.pad = ids[vocabulary.pad] if pad is None else pad
         self._bpe = Tokenizer(
@@ -73,10 +77,12 @@ class Words:
 
     def clean(self, prompt: str) -> str:
         """A prompt as it is cut into pieces."""
+        if self.cleaning == "transformers":  # letter by letter: a Greek sigma at the end of a word is as any other
+            return " ".join("".join(map(str.lower, unicodedata.normalize("NFC", prompt))).split())
         import ftfy
 
         text = ftfy.fix_text(prompt)
-        if self.unescape:
+        if self.cleaning == "open_clip":
             text = html.unescape(html.unescape(text))
         return " ".join(text.split()).lower()
 
@@ -145,7 +151,7 @@ def locate(address: str) -> Path:
     for name in (*NEEDED, *TOLD):
         try:
             place = Path(hf_hub_download(f"{owner}/{repo}", f"{under}{name}")).parent
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
             if (
                 name in TOLD
                 and isinstance(error, EntryNotFoundError)
