@@ -22,6 +22,7 @@ from PIL import Image
 from softdimo import registry, testing
 from softdimo.kinds import Cond, Context, ImageShape, TokenShape
 from softdimo.spec import Spec
+from softdimo_plugins.metrics.outside import STANDIN
 from tests import caches
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -149,6 +150,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "data labels": [{"classes": 12}, {"classes": 12, "balanced": True}],
     "data tokens": [{"path": "cache", "size": 8}, {"path": "cache", "size": 8, "verify": True}],
     "data webdataset": [{"path": "tars", "size": 8}, {"path": "tars", "channels": 1, "mirror": True}],
+    "metric clip_score": [{"network": {"use": "clip_score", "tiny": True, "fresh": True, "weights": None}}],
+    "metric hpsv2_benchmark": [{"reward": {"use": "class_log_prob", "classifier": CNN}}],
+    "metric geneval": [{"command": STANDIN}],
+    "metric command": [{"command": STANDIN}, {"command": STANDIN, "answers": "images"}],
 } | {
     f"metric {name}": [{"features": CNN}]
     for name in ("frechet", "inception_score", "precision_recall", "density_coverage", "accuracy")
