@@ -1,0 +1,1 @@
+"""Built-in text encoders, each reached through its entry point."""
