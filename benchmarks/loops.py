@@ -20,6 +20,7 @@ from softdimo.build import Components
 from softdimo.engine.algorithm import Distillation, Entry
 from softdimo.engine.ema import EMA
 from softdimo.engine.hardware import launch
+from softdimo.engine.mixed import lighten, lightens
 from softdimo.engine.player import Player
 from softdimo.kinds import Batch, Cond, Context, ImageShape, TokenShape
 from softdimo.math import rollout
@@ -61,7 +62,9 @@ def maskgit(quick: bool, batch: int = 2, grid: int = 16, depth: int = 24) -> Job
         batch_size=batch,
         player=player,
         ema=Ema(half_lives=(HALF_LIFE,)),
-        terms=(dimo.DiMO(use="dimo", name="dimo", label_smoothing=0.1, player=player),),
+        terms=(
+            dimo.DiMO(use="dimo", name="dimo", label_smoothing=0.1, player=player.model_copy(update={"clip": None})),
+        ),
     )
     if quick:
         net = MaskGit(use="maskgit", width=32, depth=2, heads=2, mlp=64, classes=10, fresh=True)
@@ -158,7 +161,8 @@ def ours(
     context: Context, job: Job, precision: Literal["32-true", "bf16-mixed"], compiled: bool = False
 ) -> tuple[Loop, Loop]:
     """The engine as a recipe with these settings builds it, without and with `share_t`; no dropout."""
-    fabric = launch(Hardware(accelerator="cpu", precision=precision))
+    hardware = Hardware(accelerator="cpu", precision=precision)
+    fabric = launch(hardware)
     assert context.teacher is not None
     if products.worthwhile():
         products.quicken(context.teacher)
@@ -167,8 +171,11 @@ def ours(
     term, horizon = spec.build(context), job.train.iterations
     assert term.critic is not None
     student = context.copy_teacher()
+    if lightens(hardware):
+        lighten(context.teacher)
+    limit = job.train.player.clip if precision == "bf16-mixed" else None  # as the published code, which clips psi never
     critic = Player("psi", term.critic, spec.player, horizon, fabric)
-    generator = Player("generator", student, job.train.player, horizon, fabric)
+    generator = Player("generator", student, job.train.player.model_copy(update={"clip": limit}), horizon, fabric)
     ema = EMA(student, job.train.ema.half_lives, job.train.ema.warmup)
     rng, done = torch.Generator().manual_seed(0), itertools.count()
     networks = {"teacher": term.teacher, "student": student, "auxiliary": term.critic}
@@ -186,7 +193,7 @@ def ours(
         (dimo.DiMOTerm, "critic_loss", "auxiliary trained"),
         (generator.optimizer, "step", "optimizer steps"),
         (critic.optimizer, "step", "optimizer steps"),
-        (fabric, "clip_gradients", "gradient clipping"),
+        (nn.utils, "get_total_norm", "gradient norm"),
         (ema, "update", "EMA"),
         (Divergence, "gradient", "divergence"),
         (dimo, "surrogate", "divergence"),

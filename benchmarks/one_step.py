@@ -46,7 +46,8 @@ def networks(quick: bool) -> tuple[Teacher, Tokenizer, dict[str, Any]]:
     """The transformer that teacher and student share the sizes of, the decoder, and these sizes."""
     net, vqgan, side = MaskGit(use="maskgit"), VQGAN(use="vqgan"), 256
     if quick:
-        net, vqgan, side = net.smoke(), vqgan.smoke().model_copy(update={"multipliers": (1, 1)}), 8
+        narrow = {"width": 32, "latent": 32, "blocks": 1, "multipliers": (1, 1)}
+        net, vqgan, side = net.smoke(), vqgan.model_copy(update=narrow), 8
     image = ImageShape(3, side, side)
     context = Context(image, tuple(map(str, range(net.classes))), _no_parts, vqgan.token_shape(image))
     torch.manual_seed(0)

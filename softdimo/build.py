@@ -14,6 +14,7 @@ from torch import nn
 
 from softdimo import products
 from softdimo.cursor import Tokenized
+from softdimo.encodings import Encodings, identity
 from softdimo.errors import DataError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
 from softdimo.kinds import (
@@ -31,9 +32,13 @@ from softdimo.kinds import (
 from softdimo.prompted import Prompted
 from softdimo.recipe.model import Recipe, Train
 from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
+from softdimo.weights import download
 
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
+NAMES = (PRODUCT, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
+         "pytorch_model.bin")  # fmt: skip
+"""Files that a folder may hold: a run's product, or what diffusers and transformers write; the first one counts."""
 Ensure = Callable[[RecipeRef], Path]
 """Runs another recipe unless its result is cached; returns its run folder."""
 
@@ -44,38 +49,31 @@ def unavailable(ref: RecipeRef) -> Path:
 
 
 def locate(weights: Weights, ensure: Ensure) -> Path:
-    """A local file: given by path (file or run folder), on the hub, or made by another recipe."""
+    """A local file: given by path (file, run folder, folder of diffusers), on the hub, or made by another recipe."""
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
-        return _download(weights)
+        return download(weights)
     path = Path(weights).expanduser()
     if path.is_dir():
-        path = path / PRODUCT
+        path = next((path / name for name in NAMES if (path / name).is_file()), path / PRODUCT)
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; give a safetensors file, a run folder, or hf://owner/repo/file")
     return path
 
 
-def _download(address: str) -> Path:
-    parts = address.removeprefix("hf://").split("/", 2)
-    if len(parts) != 3 or not all(parts):
-        raise WeightsError(f"{address}: write hf://owner/repo/path/to/file.safetensors")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"could not download {address}: {reason}") from error
-
-
 class Components:
     """The components of one recipe, made on demand and kept: equal settings give the same object."""
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", ensure: Ensure = unavailable) -> None:
-        self.recipe, self.device, self.ensure = recipe, torch.device(device), ensure
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device | str = "cpu",
+        ensure: Ensure = unavailable,
+        cache: Path | None = None,
+    ) -> None:
+        """`cache` is the folder of what runs share (`runs/cache`), where there is one."""
+        self.recipe, self.device, self.ensure, self.cache = recipe, torch.device(device), ensure, cache
         self._made: dict[str, Any] = {}
 
     @cached_property
@@ -91,8 +89,21 @@ class Components:
         return self._with_text(self.given)
 
     def _with_text(self, data: Data) -> Data:
+        return data if self.encodings is None else Prompted(data, self.encodings)
+
+    @cached_property
+    def encodings(self) -> Encodings | None:
+        """What the text encoder makes of prompts; it is made itself when the first one is new. None without one."""
         spec = self.recipe.text_encoder
-        return data if spec is None else Prompted(data, lambda: self.make(spec))
+        if spec is None:
+            return None
+
+        def named() -> str:
+            weights = None if spec.weights is None else locate(spec.weights, self.ensure)
+            return identity(spec, weights, self.recipe.seed)
+
+        negative, limit = getattr(spec, "negative", None), self.recipe.hardware.text_cache_gb * 1e9
+        return Encodings(lambda: self.make(spec), self.device, named, negative, self.cache, limit)
 
     @cached_property
     def tokens(self) -> TokenShape | None:

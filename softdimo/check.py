@@ -15,6 +15,7 @@ from torch import nn
 
 from softdimo import jobs, memory
 from softdimo.build import Components, learns_from_tokens
+from softdimo.engine.mixed import lighten, lightens
 from softdimo.errors import SoftdimoError
 from softdimo.kinds import Data, Features, Teacher, Term, TokenShape
 from softdimo.memory import Share, human
@@ -199,21 +200,20 @@ def _estimate(loaded: Loaded, parts: Components) -> Estimate:
     shares: list[Share] = []
     phases: list[Phase] = []
     trained = train.network if train is not None else ""
-    for kind in ("tokenizer", "teacher", "features"):
-        spec = getattr(recipe, kind)
-        if spec is not None and kind != trained:
-            shares.append(memory.share(f"{kind} ({spec.use})", parts.make(spec), None, precision))
     if train is not None:
         with _located(loaded, ()):
-            made, turns = _student(parts, train) if trained == "student" else _fit(parts, train)
-        shares, phases = made + shares, turns
+            shares, phases = _student(parts, train) if trained == "student" else _fit(parts, train)
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
+        spec = getattr(recipe, kind)
+        if spec is not None and kind != trained:
+            shares.append(memory.share(f"{kind.replace('_', ' ')} ({spec.use})", parts.make(spec), None, precision))
     shares += _judges(parts, shares)
     tokens = 0
     if train is not None and learns_from_tokens(train) and parts.tokens is not None and parts.data.has_images:
         tokens = len(parts.data.source("train")) * parts.tokens.units * 2
     device, free = memory.available(recipe.hardware.accelerator)
     notes = [f"{p.name}: {p.unknown}" for p in phases if p.unknown]
-    return Estimate(shares, phases, memory.held(parts.data) + tokens, device, free, notes)
+    return Estimate(shares, phases, memory.held(parts.given) + tokens, device, free, notes)
 
 
 def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
@@ -232,6 +232,8 @@ def _student(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]
             shares.append(memory.share(f"{spec.name}'s critic", term.critic, term.player, precision))
     cond, teacher = parts.data.ready(parts.data.conditions(train.batch_size)), parts.require_teacher()
     hardware, device = parts.recipe.hardware, memory.device(parts.recipe.hardware.accelerator)
+    if lightens(hardware):
+        lighten(teacher)
     return shares, student_phases(student, teacher, parts.tokenizer, terms, cond, hardware, device)
 
 
@@ -257,7 +259,7 @@ def _fit(parts: Components, train: Train) -> tuple[list[Share], list[Phase]]:
 def _judges(parts: Components, shares: list[Share]) -> list[Share]:
     """Feature networks and the like, inside terms, metrics and rewards: each once."""
     precision, seen, out = parts.recipe.hardware.precision, set(), []
-    roots = [parts.recipe.tokenizer, parts.recipe.teacher, parts.recipe.features]
+    roots = [parts.recipe.tokenizer, parts.recipe.text_encoder, parts.recipe.teacher, parts.recipe.features]
     for path, spec in walk(parts.recipe):
         if not isinstance(spec, NetworkSpec) or spec in roots or "discriminator" in path:
             continue

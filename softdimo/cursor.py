@@ -113,6 +113,10 @@ class Conditions(Data):
         """Those of the data set."""
         return self.data.conditions(n)
 
+    def ready(self, cond: Cond) -> Cond:
+        """As the data set does."""
+        return self.data.ready(cond)
+
     def fingerprint(self) -> str:
         """That of the data set."""
         return self.data.fingerprint()

@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT
 from softdimo.recipe import Loaded, Recipe
-from softdimo.recipe.model import Train
+from softdimo.recipe.model import SearchSection, Train
 from softdimo.report.equation import prose, text
 from softdimo.report.objective import FITS, TermView, objective, plain, player_line, views
+from softdimo.report.searched import FORWARD, SOURCE, budget, maximized, rewarded
 from softdimo.spec import NetworkSpec, RecipeRef, Spec, Weights
 
 WIDTH = 100
@@ -31,14 +32,16 @@ def explain(loaded: Loaded) -> str:
     parts += [_block("Networks", _networks(recipe))]
     if recipe.train is not None:
         parts += [_student(recipe, recipe.train) if recipe.train.network == "student" else _fit(recipe, recipe.train)]
+    if recipe.search is not None:
+        parts += [_search(recipe.search)]
     parts += [_block("softdimo run will", _numbered(_plan(loaded)))]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def references(recipe: Recipe, section: str = "train") -> Iterator[tuple[RecipeRef, str]]:
     """(reference, what for) to every recipe whose weights a section of this one needs, in that order."""
-    for kind in ("tokenizer", "teacher", "features"):
-        yield from _refs(getattr(recipe, kind), f"the {kind}")
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
+        yield from _refs(getattr(recipe, kind), f"the {kind.replace('_', ' ')}")
     if section == "train" and recipe.train is not None:
         yield from _refs(recipe.train.start, "the start")
         for term in recipe.train.terms:
@@ -115,12 +118,25 @@ def _fit(recipe: Recipe, train: Train) -> str:
     return "\n\n".join([_block("Objective", lines), _block("Player", player)])
 
 
+def _search(section: SearchSection) -> str:
+    """What is maximized at test time, what is only watched, and what each method costs."""
+    pairs = [("R", rewarded(section))]
+    if section.held_out:
+        pairs.append(("watched", ", ".join(h.name for h in section.held_out) + ", never optimized"))
+    for method in section.methods:
+        cost = budget(method, section)
+        said = "states no cost" if cost is None else f"{cost:g} forward-equivalents per condition"
+        pairs.append((method.name, f"{said}; {_file(method.search)}"))
+    lines = [*(text(line) for line in maximized(section).split(";")), f"    {SOURCE}", f"    {FORWARD}", *_pairs(pairs)]
+    return _block("Search at test time", lines)
+
+
 def _networks(recipe: Recipe) -> list[str]:
     pairs = [("data", f"{recipe.data.use}, {_file(recipe.data)}")]
-    for kind in ("tokenizer", "teacher", "features"):
+    for kind in ("tokenizer", "text_encoder", "teacher", "features"):
         spec: NetworkSpec | None = getattr(recipe, kind)
         if spec is not None:
-            pairs.append((kind, f"{spec.use}, {_file(spec)}; {_weights(spec, kind, recipe)}"))
+            pairs.append((kind.replace("_", " "), f"{spec.use}, {_file(spec)}; {_weights(spec, kind, recipe)}"))
     if recipe.train is not None and recipe.train.network == "student":
         start = recipe.train.start.from_
         pairs.append(("student", "a copy of the teacher" if start is None else f"starts from {_source(start)}"))
@@ -157,7 +173,8 @@ def _plan(loaded: Loaded) -> list[str]:
     if recipe.search is not None:
         steps += _before(recipe, "search", loaded.smoke, seen)
         names = ", ".join(m.name for m in recipe.search.methods)
-        steps.append(f"search {recipe.search.conditions} conditions by {names}, scored by {recipe.search.score.use}")
+        steps.append(f"search {recipe.search.conditions} conditions by {names}, scored by "
+                     + " and ".join(r.name for r in recipe.search.rewards()))  # fmt: skip
     return [*steps, "write report.html"]
 
 

@@ -18,12 +18,13 @@ from torch import nn
 
 from softdimo import __version__
 from softdimo.build import PRODUCT, Components
+from softdimo.encodings import Encodings
 from softdimo.errors import CheckpointError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights, write_text, writing
 from softdimo.folder import RECIPE
 from softdimo.generator import Generator, place
-from softdimo.kinds import Data, ImageShape, Sampler, Source, Teacher, Tokenizer
-from softdimo.lineage import cached, open_run
+from softdimo.kinds import Data, ImageShape, Sampler, Source, Teacher, TextEncoder, Tokenizer
+from softdimo.lineage import cache_folder, cached, open_run
 from softdimo.math.digest import digest_module
 from softdimo.math.init import Init
 from softdimo.math.schedules import Schedule
@@ -31,7 +32,9 @@ from softdimo.recipe import Recipe
 from softdimo.spec import NetworkSpec, Settings, Spec, component
 
 FORMAT = "1"
-TOKENIZER, CARD = "tokenizer.safetensors", "card.md"
+TOKENIZER, TEXT, CARD = "tokenizer.safetensors", "text_encoder.safetensors", "card.md"
+BESIDE = "text_encoder."
+"""Before the names of the files that a text encoder's settings name, in an export: the setting's name follows."""
 _KEYS = ("recipe", "classes", "image", "tokenizer", "digest")
 NETWORKS = ("student", "teacher")
 """What can be exported, each as `<name>.safetensors`."""
@@ -40,7 +43,8 @@ NETWORKS = ("student", "teacher")
 def export(run: Path, out: Path) -> Path:
     """Write the generator that `run` trained (EMA weights) into the folder `out`, whole or not at all; returns it.
 
-    `softdimo.load(out)` needs none of the original files. An earlier export at `out` is replaced.
+    `softdimo.load(out)` needs none of the original files: a text encoder comes along, with its weights and the files
+    that its settings name (what they name on the hub is fetched from there). An earlier export at `out` is replaced.
 
     Raises CheckpointError where `run` trained no student or teacher to the end, or `out` holds something else;
     WeightsError where weights that it was made from are gone.
@@ -48,7 +52,7 @@ def export(run: Path, out: Path) -> Path:
     from softdimo.report.card import card
 
     run, out = Path(run), Path(out)
-    if out.exists() and not _is_export(out) and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_export(out) and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is no export; give another --out")
     parts, kind = _of_run(run, torch.device("cpu"))
     net, tokenizer = _trained(parts, run), parts.require_tokenizer()
@@ -62,11 +66,17 @@ def export(run: Path, out: Path) -> Path:
         "softdimo.image": json.dumps(parts.data.image),
         "softdimo.tokenizer": digest_module(tokenizer),
     }
+    encoder = None if parts.encodings is None else parts.encodings.encoder
+    if encoder is not None:
+        about["softdimo.text_encoder"] = digest_module(encoder)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         new, aside = (Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")) for _ in range(2))
     try:
         save_weights(new / TOKENIZER, tokenizer.state_dict(), {"softdimo.digest": about["softdimo.tokenizer"]})
+        if encoder is not None:
+            save_weights(new / TEXT, encoder.state_dict(), {"softdimo.digest": about["softdimo.text_encoder"]})
+            _copy(_beside(parts.recipe), new)
         save_weights(new / f"{kind}.safetensors", net.state_dict(), about | {"softdimo.digest": digest_module(net)})
         write_text(new / RECIPE, text)
         write_text(new / CARD, card(run, kind))
@@ -99,8 +109,8 @@ def load(where: str | os.PathLike[str], device: str | torch.device = "auto") -> 
     component that the model needs is not installed.
     """
     path, target = Path(where), place(device)
-    if _is_export(path):
-        return _exported(path, target)
+    if is_export(path):
+        return open_export(path, target)[1]
     if not (path / RECIPE).is_file():
         raise WeightsError(f"{path} is neither an exported model nor a run folder")
     parts, kind = _of_run(path, target)
@@ -120,8 +130,25 @@ def portable(recipe: Recipe) -> str:
 
     plain = shorten(yaml.safe_load(dump(recipe)))
     plain["tokenizer"]["weights"] = TOKENIZER
+    if recipe.text_encoder is not None:
+        plain["text_encoder"] |= {"weights": TEXT} | {name: f"{BESIDE}{name}" for name in _beside(recipe)}
     head = "# The resolved recipe of this model; files of the machine that made it are named without their folders.\n"
     return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _beside(recipe: Recipe) -> dict[str, Path]:
+    """Files and folders that the text encoder's settings name by absolute paths, by the settings' names."""
+    paths = {
+        name: value for name, value in recipe.text_encoder or () if isinstance(value, str) and os.path.isabs(value)
+    }
+    return {name: Path(value) for name, value in paths.items() if name != "weights" and os.path.exists(value)}
+
+
+def _copy(files: dict[str, Path], out: Path) -> None:
+    with writing(out):
+        for name, path in files.items():
+            target = out / f"{BESIDE}{name}"
+            shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
 
 
 class _Model(Settings):
@@ -134,6 +161,7 @@ class _Model(Settings):
     schedule: Schedule = "arccos"
     init: Init = Init()
     tokenizer: Annotated[NetworkSpec, component("tokenizer")]
+    text_encoder: Annotated[NetworkSpec, component("text_encoder")] | None = None
     teacher: Annotated[NetworkSpec, component("teacher")]
 
 
@@ -155,7 +183,8 @@ class _Known(Data):
         raise CheckpointError("an exported model comes without its data set")
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: Path) -> bool:
+    """Whether a folder is an exported model."""
     return (path / TOKENIZER).is_file() and any((path / f"{kind}.safetensors").is_file() for kind in NETWORKS)
 
 
@@ -168,7 +197,8 @@ def _of_run(run: Path, device: torch.device) -> tuple[Components, str]:
         raise CheckpointError(f"{run} trained {made}; only a student or a teacher draws images")
     if not (run / PRODUCT).is_file():
         raise CheckpointError(f"{run} is not finished (it has no {PRODUCT}); go on with `softdimo run ... --resume`")
-    return Components(loaded.recipe, device, cached(run.resolve(), loaded.smoke)), train.network
+    ensure = cached(run.resolve(), loaded.smoke)
+    return Components(loaded.recipe, device, ensure, cache_folder(run)), train.network
 
 
 def _trained(parts: Components, run: Path) -> Teacher:
@@ -176,22 +206,35 @@ def _trained(parts: Components, run: Path) -> Teacher:
     spec = parts.recipe.teacher
     if spec is None:
         raise RecipeError(f"{run}: the recipe has no `teacher:` section")
-    return _fill(parts.fresh(spec), run / PRODUCT)
+    return cast(Teacher, _fill(parts.fresh(spec), run / PRODUCT))
 
 
-def _fill(net: nn.Module, path: Path) -> Teacher:
+def _fill(net: nn.Module, path: Path) -> nn.Module:
     load_strict(net, read_weights(path), path)
-    return cast(Teacher, net.requires_grad_(False).eval())
+    return net.requires_grad_(False).eval()
 
 
 def _generator(parts: Components, net: Teacher, tokenizer: Tokenizer, kind: str, spec: Spec | None = None) -> Generator:
     train = parts.recipe.train
     spec = spec or (train.sampler if train is not None else None)
     sampler = cast(Sampler, spec.build(parts.context(bare=True))) if kind == "teacher" and spec is not None else None
-    return Generator(net, tokenizer, parts.recipe.init, parts.data.classes, parts.data.image, parts.device, sampler)
+    return Generator(
+        net,
+        tokenizer,
+        parts.recipe.init,
+        parts.given.classes,
+        parts.given.image,
+        parts.device,
+        sampler,
+        parts.encodings,
+    )
 
 
-def _exported(path: Path, device: torch.device) -> Generator:
+def open_export(path: Path, device: torch.device) -> tuple[Components, Generator]:
+    """The generator of an exported folder, and components around it: its networks are those of the folder.
+
+    Raises as `load` does.
+    """
     kind = next(k for k in NETWORKS if (path / f"{k}.safetensors").is_file())
     file = path / f"{kind}.safetensors"
     about = _metadata(file)
@@ -206,15 +249,29 @@ def _exported(path: Path, device: torch.device) -> Generator:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
         raise PluginError(f"{path / RECIPE} needs components that are not here:\n  " + "\n  ".join(faults)) from error
     known = {name: getattr(model, name) for name in _Model.model_fields}
-    parts = Components(Recipe.model_construct(**known, text_encoder=None, train=None, features=None), device)
+    known["text_encoder"] = _found(model.text_encoder, path)
+    parts = Components(Recipe.model_construct(**known, train=None, features=None), device)
     image = ImageShape(*json.loads(about["softdimo.image"]))
     parts.__dict__["given"] = _Known(image, tuple(json.loads(about["softdimo.classes"])))
-    tokenizer = cast(Tokenizer, parts.fresh(model.tokenizer))
-    _fill(tokenizer, path / TOKENIZER)
+    tokenizer = cast(Tokenizer, _fill(parts.fresh(model.tokenizer), path / TOKENIZER))
     _check(tokenizer, about["softdimo.tokenizer"], path / TOKENIZER)
-    net = _fill(parts.fresh(model.teacher), file)
+    net = cast(Teacher, _fill(parts.fresh(model.teacher), file))
     _check(net, about["softdimo.digest"], file)
-    return _generator(parts, net, tokenizer, kind, spec)
+    parts.__dict__.update(tokenizer=tokenizer, teacher=net)
+    if parts.recipe.text_encoder is not None:
+        encoder = cast(TextEncoder, _fill(parts.fresh(parts.recipe.text_encoder), path / TEXT))
+        _check(encoder, about.get("softdimo.text_encoder", ""), path / TEXT)
+        parts.__dict__["encodings"] = Encodings(lambda: encoder, device)
+    return parts, _generator(parts, net, tokenizer, kind, spec)
+
+
+def _found(spec: NetworkSpec | None, path: Path) -> NetworkSpec | None:
+    """A text encoder's settings with the paths of the files that came along."""
+    here = {name: value for name, value in spec or () if value == f"{BESIDE}{name}"}
+    missing = [value for value in here.values() if not (path / value).exists()]
+    if missing:
+        raise WeightsError(f"{path} has no {', '.join(missing)}; export it again")
+    return spec and spec.model_copy(update={name: str(path / value) for name, value in here.items()})
 
 
 def _metadata(file: Path) -> dict[str, str]:

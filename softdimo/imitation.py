@@ -33,7 +33,7 @@ class Imitation:
         mixed = self.precision == "bf16-mixed"
         self._inside.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self._inside.enter_context(_No())  # type: ignore[no-untyped-call]
-        self._inside.enter_context(torch.autocast(self.device, torch.bfloat16, enabled=mixed))
+        self._inside.enter_context(torch.autocast(self.device, torch.bfloat16, enabled=mixed, cache_enabled=False))
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -50,6 +50,8 @@ class Context:
     schedule: Schedule = "arccos"
     """The teacher's mask schedule (see `softdimo.math.schedules`)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rows: int | None = None
+    """Images (one per start and condition) that a search has in memory at once; all of a batch when null."""
 
     def copy_teacher(self) -> Teacher:
         """A trainable copy of the teacher (student and auxiliary start as one); what it keeps frozen needs no grad."""
@@ -62,7 +64,10 @@ class Context:
 
 
 class Output(NamedTuple):
-    """What a teacher returns: logits [B L G V] (or [N V] with `at`) and one [B L D] per requested block."""
+    """What a teacher returns: logits [B L G V] (or [N V] with `at`) and one [B l D] per requested block.
+
+    l is L, unless the blocks see a coarser grid.
+    """
 
     logits: Tensor
     features: tuple[Embedding, ...] = ()
@@ -80,6 +85,8 @@ class Teacher(nn.Module, ABC):
     """D."""
     depth: int
     """Blocks; `features` are indices in [0, depth), the output of that block."""
+    linear: bool = True
+    """Whether `soften` is linear in the probabilities; False where mixtures are normalized."""
 
     @abstractmethod
     def embed(self, tokens: Tokens) -> Embedding:
@@ -143,14 +150,17 @@ class Tokenizer(nn.Module, ABC):
 
 
 class TextEncoder(nn.Module, ABC):
-    """Prompts -> what teachers and tokenizers are conditioned on. Always frozen."""
+    """Prompts -> what teachers and tokenizers are conditioned on. Always frozen.
+
+    Encodings are kept on the disk as it gives them (in float16 they take half of the room); networks get float32.
+    """
 
     negative: str = ""
-    """The prompt of the unconditional branch of guidance."""
+    """The prompt of guidance's unconditional branch. Settings with a field of that name say it before it is built."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """Named tensors [B ...], on its device; each prompt's do not depend on the others'."""
+        """Named tensors [B ...], on its device; each prompt's do not depend on the others', nor do their shapes."""
 
 
 class Features(nn.Module, ABC):
@@ -262,13 +272,19 @@ class Found:
     score: PerSample
     """Its optimized score."""
     trace: Float[Tensor, "starts iterations B"]
-    """Score of every evaluated point, iteration 0 first."""
+    """Score of every evaluated point, iteration 0 first. A start that stops early stays where it is."""
     passes: float
     """Forward-equivalents per condition: a forward is 1, its backward 2."""
     screening: float = 0.0
     """The part of `passes` that was spent on choosing the starts of `trace`."""
     path: Float[Tensor, "iterations B L D"] | None = None
     """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
+    rewards: Mapping[str, Float[Tensor, "starts iterations B"]] = field(default_factory=dict)
+    """`trace` of each reward by itself, where the score is made of several and names them (`math.best.named`)."""
+    points: Int[Tensor, "starts B"] | None = None
+    """Evaluated points of each start, where some stopped early."""
+    spent: PerSample | None = None
+    """Forward-equivalents of each condition, where they differ; `passes` is their mean."""
 
 
 class Source(Protocol):

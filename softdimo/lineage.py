@@ -12,6 +12,9 @@ from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.recipe import Loaded
 from softdimo.spec import RecipeRef
 
+CACHE = "cache"
+"""Folder, beside runs, of what several of them need: other recipes' runs, and encodings of prompts."""
+
 
 def training_hash(loaded: Loaded) -> str:
     """Hash of everything that a recipe's training depends on, files of the user's data among it."""
@@ -70,9 +73,13 @@ def ancestry(run: Path) -> list[tuple[Path, bool]]:
 
 def _home(run: Path, loaded: Loaded) -> Path:
     """The cached run of another recipe, beside `run` (which may itself be a cached one)."""
+    return cache_folder(run) / cache_name(loaded)
+
+
+def cache_folder(run: Path) -> Path:
+    """The folder of what `run` shares with others."""
     runs = run.resolve().parent
-    cache = runs if runs.name == "cache" else runs / "cache"
-    return cache / cache_name(loaded)
+    return runs if runs.name == CACHE else runs / CACHE
 
 
 def _recorded(run: Path) -> str:

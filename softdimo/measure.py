@@ -22,8 +22,9 @@ from softdimo.kinds import Metric, Sampler, Search, Teacher
 from softdimo.math.init import Init
 from softdimo.ranks import ALONE, Ranks
 from softdimo.recipe import Loaded, Recipe
-from softdimo.recipe.model import Eval, Row
+from softdimo.recipe.model import Eval, Method, Row, SearchSection
 from softdimo.recipe.shrink import walk
+from softdimo.scoring import Scores, Weighted
 from softdimo.searching import SearchPieces, search
 from softdimo.spec import NetworkSpec, RecipeRef, Weights
 
@@ -56,6 +57,7 @@ def evaluate_section(
         device=parts.device,
         forbidden=network_digests(_played(loaded, parts)),
         ranks=ranks,
+        text=None if (codes := parts.encodings) is None else f"{codes.identity} {codes.negative}",
     )
     evaluate(
         pieces, path or folder / "eval.json", real=path is None, samples=settings.samples, reference=settings.reference,
@@ -148,21 +150,35 @@ def search_section(
     settings = parts.recipe.search
     assert settings is not None
     net = student(parts, settings.weights, product or folder / PRODUCT)
+    init = student_init(settings.weights, parts, loaded.smoke)
     pieces = SearchPieces(
         net=net,
         tokenizer=parts.require_tokenizer(),
-        init=_init(settings.weights, parts, loaded.smoke),
+        init=init,
         data=parts.data,
-        score=parts.make(settings.score),
-        methods={m.name: cast(Search, m.search.build(parts.context())) for m in settings.methods},
+        score=scores(settings, parts),
+        methods={m.name: search_method(m, settings, parts, init) for m in settings.methods},
         held_out={h.name: parts.make(h.reward) for h in settings.held_out},
         device=parts.device,
         ranks=ranks,
+        rows=settings.rows,
+        recompute=settings.checkpoint,
     )
     search(
         pieces, folder, conditions=settings.conditions, batch_size=settings.batch_size, seed=parts.recipe.seed,
         lock=environment(recipes.distributions(loaded.recipe)), progress=_telling(say),
     )  # fmt: skip
+
+
+def scores(settings: SearchSection, parts: Components) -> Scores:
+    """What a search optimizes, built."""
+    made = [Weighted(r.name, parts.make(r.reward), r.weight) for r in settings.rewards()]
+    return Scores(made, settings.pool, settings.checkpoint)
+
+
+def search_method(method: Method, settings: SearchSection, parts: Components, init: Init) -> Search:
+    """One of the section's searches, built for a student that starts from `init`."""
+    return cast(Search, method.search.build(replace(parts.context(), init=init, rows=settings.rows)))
 
 
 def student(parts: Components, weights: Weights | None, product: Path) -> Teacher:
@@ -180,7 +196,7 @@ def _subjects(row: Row, parts: Components, product: Path, smoke: bool) -> Iterat
     net: Teacher | None = None
     context = parts.context()
     if row.of == "student":
-        context = replace(context, init=_init(row.weights, parts, smoke))
+        context = replace(context, init=student_init(row.weights, parts, smoke))
         net = student(parts, row.weights, product)
     elif row.of == "teacher":
         net = parts.require_teacher() if row.weights is None else student(parts, row.weights, product)
@@ -189,7 +205,7 @@ def _subjects(row: Row, parts: Components, product: Path, smoke: bool) -> Iterat
         yield Subject(each.name, row.of, net, sampler, row.decode, row.split, dict(row.sweep))
 
 
-def _init(weights: Weights | None, parts: Components, smoke: bool) -> Init:
+def student_init(weights: Weights | None, parts: Components, smoke: bool) -> Init:
     """The initialization that a student was trained to start from: that of its own recipe, where it has one."""
     return recipes.load_ref(weights, smoke).recipe.init if isinstance(weights, RecipeRef) else parts.recipe.init
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -26,6 +27,13 @@ class Metric(ABC):
     def reference(self, img: Image, cond: Cond) -> None:  # noqa: B027
         """Add a batch of real images; ignored by metrics that need none."""
 
+    def begin(self, row: str, seeds: tuple[int, ...], folder: Path) -> None:  # noqa: B027
+        """Images of a row come next: its name, and the seeds that draw them, an equal share each, one after the other.
+
+        There are no seeds where nothing is drawn. What a metric must write of the images goes into `folder`, which all
+        ranks share, and which stays until the row stands in the table; a row that is interrupted finds it again.
+        """
+
     @abstractmethod
     def reset(self) -> None:
         """Forget the generated images, keep the reference."""
@@ -47,7 +55,7 @@ class Metric(ABC):
 
     @abstractmethod
     def result(self) -> dict[str, float]:
-        """Named numbers of the images since `reset`."""
+        """Named numbers of the images since `reset`; of several ranks, the first alone is asked."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str | int | float]:

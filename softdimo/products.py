@@ -7,7 +7,7 @@ numbers are the same up to the order of summation.
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from torch.nn.functional import linear
 
 ROWS = 64
 """Fewer rows are not worth the call."""
-CHUNK = 1024
-"""Rows that are transposed at a time."""
 
 
 @cache
@@ -75,24 +73,45 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = g.flatten(0, -2)
         return (
-            product(g, weight.T) if of_x else None,
-            _transposed(rows, x.flatten(0, -2)) if of_weight else None,
+            times(g, weight) if of_x else None,
+            of_rows(rows, x.flatten(0, -2)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
-
-
-def _transposed(g: Float[Tensor, "R N"], x: Float[Tensor, "R K"]) -> Float[Tensor, "N K"]:
-    """g^T x, a few rows at a time: both are copied on the way."""
-    return reduce(
-        torch.add, (product(a.T, b.T) for a, b in zip(torch.split(g, CHUNK), torch.split(x, CHUNK), strict=True))
-    )
 
 
 def product(
     x: Float[Tensor, "*rows K"], weight: Float[Tensor, "N K"], bias: Float[Tensor, "N"] | None = None
 ) -> Float[Tensor, "*rows N"]:
     """x W^T + b by oneDNN: rows become the places of an image of K channels, side by side in memory."""
-    image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     kernel = weight.contiguous()[:, :, None, None]
-    out = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
+    out = torch.mkldnn_convolution(_places(x), kernel, bias, (0, 0), (1, 1), (1, 1), 1)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def times(x: Float[Tensor, "*rows K"], weight: Float[Tensor, "K N"]) -> Float[Tensor, "*rows N"]:
+    """x W by oneDNN: a transposed convolution, whose kernel is W as it lies in memory."""
+    if not _transposes(x):
+        return product(x, weight.T)
+    out = _transposed(_places(x), weight)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[1])
+
+
+def of_rows(g: Float[Tensor, "R N"], x: Float[Tensor, "R K"]) -> Float[Tensor, "N K"]:
+    """g^T x by oneDNN, neither of them copied: the rows are the channels of an image, whose places are x's columns."""
+    if not _transposes(x):
+        return product(g.T, x.T)
+    return _transposed(x[None, :, None, :], g).reshape(g.shape[1], x.shape[1])
+
+
+def _places(x: Float[Tensor, "*rows K"]) -> Float[Tensor, "1 K 1 R"]:
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _transposed(image: Float[Tensor, "1 K 1 P"], kernel: Float[Tensor, "K N"]) -> Float[Tensor, "1 N 1 P"]:
+    one, none = (1, 1), (0, 0)
+    return torch.convolution(image, kernel.contiguous()[:, :, None, None], None, one, none, one, True, none, 1)
+
+
+def _transposes(x: Tensor) -> bool:
+    """Whether torch gives a transposed convolution to oneDNN: not with one thread, nor where it is small."""
+    return torch.get_num_threads() > 1 and x.numel() > 20480

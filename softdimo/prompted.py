@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softdimo.kinds import NULL, Batch, Cond, Cursor, Data, Source, TextEncoder, Tokenizer
+from softdimo.encodings import Encodings
+from softdimo.kinds import Batch, Cond, Cursor, Data, Source, Tokenizer
 
 
 class Prompted(Data):
     """A data set of which the prompts get their encodings, and those of the unconditional prompt as `null.<name>`."""
 
-    def __init__(self, data: Data, encoder: Callable[[], TextEncoder]) -> None:
-        self.data, self._encoder = data, encoder
+    def __init__(self, data: Data, encodings: Encodings) -> None:
+        self.data, self.encodings = data, encodings
         self.image, self.classes, self.has_images = data.image, data.classes, data.has_images
-
-    @cached_property
-    def encoder(self) -> TextEncoder:
-        """The text encoder, made when it is first needed."""
-        return self._encoder()
-
-    @cached_property
-    def _null(self) -> Mapping[str, Tensor]:
-        return self._encoded([self.encoder.negative])
-
-    @torch.no_grad()
-    def _encoded(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        return self.encoder.encode(prompts)
 
     def ready(self, cond: Cond) -> Cond:
         """Conditions with their encodings; those without prompts as they are."""
-        if not cond.prompts:
-            return cond
-        null = {f"{NULL}{name}": t.expand(len(cond), *t.shape[1:]) for name, t in self._null.items()}
-        return replace(cond, tensors={**cond.tensors, **self._encoded(cond.prompts), **null})
+        return self.encodings.ready(self.data.ready(cond))
 
     def meet(self, tokenizer: Tokenizer) -> None:
         """As the data set does."""
@@ -50,7 +33,7 @@ class Prompted(Data):
         return PromptedSource(self.data.source(split), self.ready)
 
     def reference(self) -> Source:
-        """Real images; metrics need no encodings."""
+        """Real images; metrics need no encodings, and what decodes tokens makes conditions ready itself."""
         return self.data.reference()
 
     def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -54,6 +54,10 @@ class Ranks:
         held = [value]
         distributed.broadcast_object_list(held, 0)
         return held[0]
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, which alone does it, on every rank. All ranks enter."""
+        return self.agree(work() if self.first else _NONE)
 
 
 ALONE = Ranks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
 from softdimo.files import sweep, write_json, write_text
 from softdimo.folder import LOCK, RECIPE, RunFolder
-from softdimo.lineage import cache_name, training_hash
+from softdimo.lineage import CACHE, cache_name, training_hash
 from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
-from softdimo.sheets import Sheets
+from softdimo.sheets import COLUMNS, FEW, Sheets
 
 Say = Callable[[str], None]
 
@@ -71,7 +71,12 @@ class Session:
 
     def parts(self, loaded: Loaded) -> Components:
         """Components of a recipe; other recipes that it names are run when their weights are asked for."""
-        return Components(loaded.recipe, self.fabric.device, lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)))
+        return Components(
+            loaded.recipe,
+            self.fabric.device,
+            lambda ref: self.ensure(recipes.load_ref(ref, self.smoke)),
+            self.runs / CACHE,
+        )
 
     def ensure(self, loaded: Loaded) -> Path:
         """Run folder of another recipe's training, made once and cached by content."""
@@ -94,13 +99,14 @@ class Session:
 
     def home(self, loaded: Loaded) -> Path:
         """Run folder of a recipe that is run for another one's sake."""
-        return self.runs / "cache" / cache_name(loaded)
+        return self.runs / CACHE / cache_name(loaded)
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
         title = folder.path.name if loaded.path.name == RECIPE else loaded.path.stem
         training = Training(parts, self.fabric, folder.path, training_hash(loaded), title, self.tensorboard)
-        sheets = Sheets(parts, folder.path / "samples", self.ranks.first)
+        columns = FEW if self.smoke else COLUMNS
+        sheets = Sheets(parts, folder.path / "samples", self.ranks.first, columns, self.fabric.autocast)
         writer = RunFolder(jobs.parts_folder(folder.path))
         self.hold(writer, f"waiting: a job of a run that was killed is saving in {folder.path}")
         if self.ranks.first:
@@ -154,7 +160,7 @@ def as_recorded(loaded: Loaded) -> Loaded:
     return tiny if training_hash(tiny) == RunFolder(loaded.path.parent).recorded_hash() else loaded
 
 
-def _refuse_another(loaded: Loaded, folder: RunFolder) -> None:
+def refuse_another(loaded: Loaded, folder: RunFolder) -> None:
     """A folder in which something was made belongs to its recipe."""
     made = any((folder.path / name).exists() for name in ("checkpoints", PRODUCT, "eval.json", "search.json"))
     if made and folder.recorded_hash() not in (None, training_hash(loaded)):
@@ -191,7 +197,7 @@ def run(
 def _in_folder(loaded: Loaded, folder: RunFolder, session: Session, resume: bool, fresh: bool) -> bool:
     """All sections; returns whether nothing was taken from earlier runs, so that the wall time means something."""
     if not fresh:
-        _refuse_another(loaded, folder)
+        refuse_another(loaded, folder)
     elif session.ranks.first:
         folder.clear()
     session.fabric.barrier("folder")
@@ -275,8 +281,8 @@ def _one_section(loaded: Loaded, out: Path | None, section: str) -> Path:
     if loaded.recipe.train is not None:
         if not (home / PRODUCT).is_file():
             raise WeightsError(f"{home} holds no finished training; run `softdimo run {loaded.path}` first")
-        _refuse_another(loaded, RunFolder(home))
-    _refuse_another(loaded, folder)
+        refuse_another(loaded, RunFolder(home))
+    refuse_another(loaded, folder)
     session = start_session(loaded, (home if loaded.recipe.train is not None else folder.path).parent)
     with session.inside(folder, "again"):
         if session.ranks.first and loaded.recipe.train is not None and folder.path.resolve() == home.resolve():
@@ -296,26 +302,3 @@ def _describe_section(loaded: Loaded, home: Path, section: str) -> None:
     """Write one section into the recipe of a finished run; the rest says how it was trained, and stays."""
     mine = recipes.load(home).recipe
     write_text(home / RECIPE, recipes.dump(mine.model_copy(update={section: getattr(loaded.recipe, section)})))
-
-
-def sample(
-    where: str | Path,
-    labels: Sequence[str] = (),
-    n: int = 16,
-    seed: int = 0,
-    out: Path = Path("samples.png"),
-    device: str = "auto",
-) -> Path:
-    """Draw `n` images of a run folder or an export, spread over `labels` (names or numbers), into one PNG."""
-    from softdimo import strips
-    from softdimo.export import load
-
-    generator = load(where, device=device)
-    unknown = [
-        x for x in labels if x not in generator.classes and not (x.isdigit() and int(x) < len(generator.classes))
-    ]
-    if unknown:
-        raise RecipeError(f"no class is called {', '.join(unknown)}; the classes are {', '.join(generator.classes)}")
-    ids = [generator.classes.index(x) if x in generator.classes else int(x) for x in labels]
-    chosen = [(ids or list(range(len(generator.classes))))[i % (len(ids) or len(generator.classes))] for i in range(n)]
-    return strips.save(strips.grid(generator(labels=chosen, seed=seed).cpu(), max(1, round(n**0.5))), out)

@@ -201,17 +201,65 @@ class ${cls}Net(Teacher):
         return tuple(self.blocks)
 '''
 
-_BODY = {"reward": _REWARD, "loss": _LOSS, "teacher": _TEACHER}
+_TEXT_ENCODER = '''\
+"""The text encoder `$name`."""
+
+from collections.abc import Sequence
+
+import torch
+from softdimo.kinds import Context, TextEncoder
+from softdimo.spec import NetworkSpec
+from torch import Tensor, nn
+
+
+class $cls(NetworkSpec):
+    """A table of bytes and a layer; put your text encoder in its place."""
+
+    width: int = 64
+    """Width of states and of the pooled vector."""
+    length: int = 77
+    """Bytes that are read."""
+    negative: str = ""
+    """The prompt of the unconditional branch of guidance."""
+
+    def ready(self) -> bool:
+        """Its weights are random ones of the recipe's seed; remove this when yours come from a file."""
+        return True
+
+    def build(self, context: Context) -> "${cls}Net":
+        """Fresh weights; softdimo then loads `weights`."""
+        return ${cls}Net(self)
+
+
+class ${cls}Net(TextEncoder):
+    """Prompts -> `states` [B length width] and `pooled` [B width]; the teacher finds them in `cond.tensors`."""
+
+    def __init__(self, spec: $cls) -> None:
+        super().__init__()
+        self.negative, self.length = spec.negative, spec.length
+        self.table = nn.Embedding(257, spec.width)
+        self.layer = nn.Linear(spec.width, spec.width)
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Encodings of prompts, cut off or filled up to the same length; each prompt's depend on it alone."""
+        cut = [list(prompt.encode()[: self.length]) for prompt in prompts]
+        ids = torch.tensor([row + [256] * (self.length - len(row)) for row in cut], device=self.table.weight.device)
+        states = torch.tanh(self.layer(self.table(ids)))
+        return {"states": states, "pooled": states.mean(1)}
+'''
+
+_BODY = {"reward": _REWARD, "loss": _LOSS, "teacher": _TEACHER, "text_encoder": _TEXT_ENCODER}
 _USAGE = {
     "reward": "    train:\n      terms:\n        - {use: reward, rewards: [{reward: {use: $name}}]}\n",
     "loss": "    train:\n      terms:\n        - use: $name\n          weight: 0.1\n",
     "teacher": "    teacher:\n      use: $name\n",
+    "text_encoder": "    text_encoder:\n      use: $name\n",
 }
-_EXTRA = {"reward": "", "loss": ", here", "teacher": ""}
+_EXTRA = {"reward": "", "loss": ", here", "teacher": "", "text_encoder": ""}
 
 
 def scaffold(kind: str, name: str, out: Path | None = None) -> Path:
-    """Write a plugin package for a `reward`, `loss` or `teacher` and return its folder, `softdimo-<name>` by default.
+    """Write a plugin package for one of the kinds in `_BODY` and return its folder, `softdimo-<name>` by default.
 
     Raises PluginError for a name that is not an identifier or that is taken, and for a folder that is not empty.
     """
@@ -228,7 +276,7 @@ def scaffold(kind: str, name: str, out: Path | None = None) -> Path:
         raise PluginError(f"there is a package {package} already; choose another name than `{name}`")
     cls = "".join(part.capitalize() for part in name.split("_"))
     if re.search(rf"\b{cls}\b", _BODY[kind]):  # the module imports something of that name
-        cls += kind.capitalize()
+        cls += kind.title().replace("_", "")
     folder = out if out is not None else Path(dist)
     values = {
         "kind": kind,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,21 +19,18 @@ from torch import Tensor
 
 from softdimo.evaluate.rows import Progress
 from softdimo.files import write_json
-from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer, rated
+from softdimo.kinds import Cond, Data, Found, Reward, Search, Teacher, Tokenizer
 from softdimo.math.best import best_of
 from softdimo.math.digest import seed_of
 from softdimo.math.init import Init
 from softdimo.math.rollout import categorical, start
-from softdimo.math.soft import Relaxation
 from softdimo.ranks import ALONE, Ranks
-from softdimo.shapes import Embedding, Image, PerSample
+from softdimo.scoring import Decode, Generator, Scores, Start, decoded, decoder, look
+from softdimo.shapes import Embedding, Image
 from softdimo.strips import strip
 
 Json = dict[str, Any]
-Decode = Literal["argmax", "soft"]
-Generator = Callable[[Embedding, Cond], Image]
-Score = Callable[[Image, Cond], PerSample]
-Run = Callable[[Generator, Score, Callable[[Cond, torch.Generator], Embedding], Cond, torch.Generator], Found]
+Run = Callable[[Generator, Scores, Start, Cond, torch.Generator], Found]
 """`Search.run`."""
 SHOWN = 8
 """Conditions in a picture."""
@@ -49,7 +46,7 @@ class SearchPieces:
     init: Init
     data: Data
     """Gives the conditions."""
-    score: Reward
+    score: Scores
     """What is optimized."""
     methods: Mapping[str, Search]
     held_out: Mapping[str, Reward] = field(default_factory=dict)
@@ -57,33 +54,10 @@ class SearchPieces:
     ranks: Ranks = ALONE
     """Who shares the batches of conditions."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-class Scorer:
-    """A reward on images of 1 or 3 channels."""
-
-    def __init__(self, reward: Reward) -> None:
-        self.reward, self.differentiable = reward, reward.differentiable
-
-    def __call__(self, img: Image, cond: Cond) -> PerSample:
-        """Scores [B]; gray images are repeated to 3 channels."""
-        return rated(self.reward, img, cond)
-
-
-def decoder(net: Teacher, tokenizer: Tokenizer, decode: Decode) -> Generator:
-    """e_in -> image, deterministic. `argmax`: the most probable tokens, straight through where gradients are on."""
-    straight = Relaxation(kind="straight_through")
-
-    def images(e: Embedding, cond: Cond) -> Image:
-        z = net(e, cond).logits.float()
-        if decode == "soft":
-            return tokenizer.decode_soft(z.softmax(-1), cond)
-        tokens = z.argmax(-1)
-        if not z.requires_grad:
-            return tokenizer.decode(tokens, cond)
-        return tokenizer.decode_soft(straight(z, tokens, torch.Generator(z.device)), cond)
-
-    return images
+    rows: int | None = None
+    """Images in memory at once; all of a batch when None."""
+    recompute: bool = False
+    """Compute anew in the backward pass what the decoder would keep for it."""
 
 
 def search(
@@ -105,20 +79,21 @@ def search(
     (the first start of every search, decoded as the methods do), the methods, and after each method with iterations
     `best of N` at its forward-equivalents, unless the recipe has that itself. Scores are those of the images that the
     user gets; `gain` is the paired difference to `one step, <decode>`. `trace[s][i]` is the mean best score over the
-    first s + 1 starts and i iterations, `trace_passes[s][i]` what that costs.
+    first s + 1 starts and i iterations, `trace_passes[s][i]` what that costs. Where several rewards are optimized,
+    `rewards` holds the mean of each, and `calibration` the part of `passes` that found their means and deviations.
     """
     run = _Comparison(pieces, conditions, batch_size, seed, progress)
     rows = [run.sampled()]
     for decode in dict.fromkeys(method.decode for method in pieces.methods.values()):
-        rows.append(run.method(f"one step, {decode}", decode, _best(1), baseline=True))
+        rows.append(run.method(f"one step, {decode}", decode, _best(1, None), baseline=True))
     measured = {name: run.method(name, method.decode, method.run) for name, method in pieces.methods.items()}
-    flat = {(row["passes"], row["decode"]) for row in (*rows, *measured.values()) if len(row["trace"][0]) == 1}
+    flat = {(_drawn(row), row["decode"]) for row in (*rows, *measured.values()) if len(row["trace"][0]) == 1}
     for row in measured.values():
         rows.append(row)
-        n = round(row["passes"])
+        n = _drawn(row)
         if len(row["trace"][0]) > 1 and (n, row["decode"]) not in flat:
             flat.add((n, row["decode"]))
-            rows.append(run.method(f"best of {n}, {row['decode']}", row["decode"], _best(n)))
+            rows.append(run.method(f"best of {n}, {row['decode']}", row["decode"], _best(n, pieces.rows)))
     pictures = {}
     for name, (labels, images) in run.pictures.items():
         heads = ["start", *(f"step {i}" for i in range(1, len(images[0]) - 1)), "winner"]
@@ -131,16 +106,15 @@ def search(
     return result
 
 
-def _best(n: int) -> Run:
-    def run(
-        generator: Generator,
-        score: Score,
-        begin: Callable[[Cond, torch.Generator], Embedding],
-        cond: Cond,
-        rng: torch.Generator,
-    ) -> Found:
-        e, best, scores = best_of(n, generator, score, begin, cond, rng)
-        return Found(e, best, scores[:, None], float(n))
+def _drawn(row: Json) -> int:
+    """Images that the search of a row costs, without those of the calibration."""
+    return round(float(row["passes"]) - float(row.get("calibration", 0)))
+
+
+def _best(n: int, rows: int | None) -> Run:
+    def run(generator: Generator, score: Scores, begin: Start, cond: Cond, rng: torch.Generator) -> Found:
+        found = best_of(n, generator, score, begin, cond, rng, rows)
+        return Found(found.e, found.score, found.trace[:, None], float(n))
 
     return run
 
@@ -151,17 +125,33 @@ class _Comparison:
     def __init__(self, pieces: SearchPieces, n: int, batch_size: int, seed: int, progress: Progress) -> None:
         self.pieces, self.n, self.batch_size, self.seed, self.progress = pieces, n, batch_size, seed, progress
         self.conditions = pieces.data.conditions(n)
-        self.score = Scorer(pieces.score)
-        self.held_out = {name: Scorer(reward) for name, reward in pieces.held_out.items()}
+        self.score, self.held_out = pieces.score, pieces.held_out
+        self.decodes: list[Decode] = [method.decode for method in pieces.methods.values()]
+        self.measures: dict[tuple[Decode, int], Mapping[str, Tensor]] = {}
         self.plain: dict[Decode, Tensor] = {}
         self.pictures: dict[str, tuple[list[str], list[Image]]] = {}
         pieces.net.eval()
 
-    def batches(self) -> Iterator[tuple[Cond, torch.Generator]]:
+    def batches(self, decode: Decode) -> Iterator[tuple[Cond, torch.Generator]]:
         """This rank's conditions and the batches' own generators, the same for every method."""
         for first in self.pieces.ranks.mine(range(0, self.n, self.batch_size)):
             cond = self.pieces.data.ready(self.conditions[first : first + self.batch_size]).to(self.pieces.device)
-            yield cond, torch.Generator(self.pieces.device).manual_seed(seed_of(self.seed, first))
+            if self.score.calibration and (decode, first) not in self.measures:
+                before = cond.tensors.keys()
+                measured = self.score.calibrated(
+                    self.generator(decode), self.begin, cond, self.rng("pool", first), self.pieces.rows
+                )
+                self.measures[decode, first] = {k: t for k, t in measured.tensors.items() if k not in before}
+            tensors = {**cond.tensors, **self.measures.get((decode, first), {})}
+            yield replace(cond, tensors=tensors), self.rng(first)
+
+    def rng(self, *place: object) -> torch.Generator:
+        """The generator of a place."""
+        return torch.Generator(self.pieces.device).manual_seed(seed_of(self.seed, *place))
+
+    def generator(self, decode: Decode) -> Generator:
+        """e_in -> image."""
+        return decoder(self.pieces.net, self.pieces.tokenizer, decode, self.pieces.recompute)
 
     def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:
         """A start: the student's own random input."""
@@ -171,7 +161,7 @@ class _Comparison:
         """One step with tokens drawn at temperature 1."""
 
         def looks() -> Iterator[_Seen]:
-            for cond, rng in self.batches():
+            for cond, rng in self.batches(self.decodes[0]):
                 with torch.no_grad():
                     began = time.perf_counter()
                     logits = self.pieces.net(self.begin(cond, rng), cond).logits.float()
@@ -182,14 +172,13 @@ class _Comparison:
 
     def method(self, name: str, decode: Decode, run: Run, baseline: bool = False) -> Json:
         """One method over all conditions."""
-        generator = decoder(self.pieces.net, self.pieces.tokenizer, decode)
+        generator = self.generator(decode)
 
         def looks() -> Iterator[_Seen]:
-            for cond, rng in self.batches():
+            for cond, rng in self.batches(decode):
                 began = time.perf_counter()
                 found = run(generator, self.score, self.begin, cond, rng)
-                with torch.no_grad():
-                    images = generator(found.e, cond)
+                images = decoded(generator, found.e, cond, self.pieces.rows)
                 yield self.look(images, cond, time.perf_counter() - began, found)
                 if found.path is not None and self.pieces.ranks.first and name not in self.pictures:
                     self.pictures[name] = self.picture(generator, found, images, cond)
@@ -198,17 +187,17 @@ class _Comparison:
         row = tally.row(name, decode, None if baseline else self.plain[decode])
         if baseline:
             self.plain[decode] = torch.cat(tally.scores)
+        elif self.score.calibration:
+            row |= {"passes": row["passes"] + self.score.calibration, "calibration": self.score.calibration}
         return row
 
-    @torch.no_grad()
     def look(self, images: Image, cond: Cond, seconds: float, found: Found | None) -> _Seen:
         """Score one batch of delivered images; rewards outside the search do not count as its time."""
-        scores = self.score(images, cond).double().cpu()
-        held_out = {key: reward(images, cond).double().cpu() for key, reward in self.held_out.items()}
+        _, scores, rewards, held_out = look(images, cond, self.score, self.held_out, self.pieces.rows)
         if found is None:
-            return _Seen(scores, held_out, seconds)
-        best = found.trace.double().cpu().cummax(0).values.cummax(1).values
-        return _Seen(scores, held_out, seconds, best.sum(-1), found.passes, found.screening)
+            return _Seen(scores, held_out, rewards, seconds)
+        best = found.trace.double().cpu().cummax(0).values.cummax(1).values.sum(-1)
+        return _Seen(scores, held_out, rewards, seconds, best, found.passes, found.screening)
 
     def tally(self, name: str, looks: Iterator[_Seen]) -> _Tally:
         """The batches of all ranks, in order."""
@@ -221,9 +210,10 @@ class _Comparison:
         """Labels, and for a few conditions the images of the winning start's iterations and the winner."""
         assert found.path is not None
         shown = cond[:SHOWN]
-        with torch.no_grad():
-            steps = torch.stack([*(generator(e[:SHOWN], shown) for e in found.path), winners[:SHOWN]], 1)
-            before = self.score(generator(found.path[0, :SHOWN], shown), shown)
+        rows = self.pieces.rows
+        shots = [decoded(generator, e[:SHOWN], shown, rows) for e in found.path]
+        steps = torch.stack([*shots, winners[:SHOWN]], 1)
+        before = look(shots[0], shown, self.score, {}, rows).score
         classes = self.pieces.data.classes
         labels = []
         for i, label in enumerate(shown.labels.tolist()):
@@ -237,6 +227,7 @@ class _Seen(NamedTuple):
 
     scores: Tensor
     held_out: dict[str, Tensor]
+    rewards: dict[str, Tensor]
     seconds: float
     trace: Tensor | float = 0.0
     passes: float = 1.0
@@ -250,16 +241,20 @@ class _Tally:
         self.of = of
         self.scores: list[Tensor] = []
         self.held_out: dict[str, list[Tensor]] = {name: [] for name in of.held_out}
+        self.rewards: dict[str, list[Tensor]] = {name: [] for name in of.score.several}
         self.trace: Tensor | float = 0.0
-        self.passes, self.screening, self.seconds, self.done = 1.0, 0.0, 0.0, 0
+        self.passes, self.screening, self.seconds, self.done = 0.0, 0.0, 0.0, 0
 
     def add(self, seen: _Seen, name: str) -> None:
         """Add a batch."""
         self.scores.append(seen.scores.cpu())
         for key, scores in seen.held_out.items():
             self.held_out[key].append(scores.cpu())
+        for key, scores in seen.rewards.items():
+            self.rewards[key].append(scores.cpu())
         self.trace = self.trace + (seen.trace.cpu() if isinstance(seen.trace, Tensor) else seen.trace)
-        self.passes, self.screening = seen.passes, seen.screening
+        self.passes += seen.passes * len(seen.scores)
+        self.screening = seen.screening
         self.seconds += seen.seconds
         self.done += len(seen.scores)
         self.of.progress(name, self.done, self.of.n)
@@ -269,11 +264,12 @@ class _Tally:
         scores = torch.cat(self.scores)
         trace = self.trace / self.done if isinstance(self.trace, Tensor) else scores.mean().view(1, 1)
         starts, points = trace.shape
-        step = ((self.passes - self.screening) / starts - 1) / (points - 1) if points > 1 else 0.0
+        passes = self.passes / self.done
+        step = ((passes - self.screening) / starts - 1) / (points - 1) if points > 1 else 0.0
         out: Json = {
             "name": name,
             "decode": decode,
-            "passes": self.passes,
+            "passes": passes,
             "seconds": self.seconds,
             "score_mean": float(scores.mean()),
             "score_sem": _sem(scores),
@@ -282,6 +278,8 @@ class _Tally:
             "trace": trace.tolist(),
             "trace_passes": [[self.screening + (s + 1) * (1 + i * step) for i in range(points)] for s in range(starts)],
         }
+        if self.rewards:
+            out["rewards"] = {key: float(torch.cat(parts).mean()) for key, parts in self.rewards.items()}
         if plain is not None:
             out |= {"gain_mean": float((scores - plain).mean()), "gain_sem": _sem(scores - plain)}
         return out

@@ -179,6 +179,11 @@ def _as_yaml(value: Any) -> str:
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
+Argv = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_dotted_paths)]
+"""A program and its arguments, as they are started, without a shell. One that is a path relative to the recipe's file
+begins with `./` or `../`."""
+
+
 class RecipeRef(Settings):
     """Weights that another recipe makes. It is run once, and its result is cached by content."""
 
@@ -202,7 +207,7 @@ class RecipeRef(Settings):
 
 
 Weights = LocalPath | RecipeRef
-"""A path (file, or run folder), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
+"""A path (file, run folder, or a folder of diffusers), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
 
 
 class NetworkSpec(Spec):

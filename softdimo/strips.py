@@ -22,6 +22,8 @@ LARGEST = 256
 """Images above this size are reduced to it."""
 PAPER, INK, MUTED, FRAME = (255, 255, 255), (28, 30, 36), (106, 110, 120), (222, 224, 230)
 _GAP, _MARGIN = 6, 14
+HEADED = 8
+"""Columns that stand side by side under their heads."""
 
 
 def grid(images: Image, columns: int) -> PILImage.Image:

@@ -127,6 +127,21 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def download(address: str) -> Path:
+    """The local copy of `hf://owner/repo/path/to/file`. WeightsError where it cannot be had."""
+    parts = address.removeprefix("hf://").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise WeightsError(f"{address}: write hf://owner/repo/path/to/file.safetensors")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"could not download {address}: {reason}") from error
+
+
 def count(shapes: Shapes, pattern: str) -> int:
     """How many numbers the group of `pattern` takes among the keys: the depth of a stack. KeyError if there is none."""
     found = {match[1] for key in shapes if (match := re.match(pattern, key))}

@@ -1,11 +1,12 @@
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
 from softdimo import products
-from softdimo.products import Linear, product, quicken
+from softdimo.products import Linear, quicken
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -19,21 +20,35 @@ def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
 
 
 @pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes that went through oneDNN."""
-    seen: list[tuple[int, ...]] = []
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What went through oneDNN, by kind of convolution."""
+    seen: list[str] = []
 
-    def watched(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        seen.append(tuple(x.shape))
-        return product(x, weight, bias)
+    def watch(owner: object, name: str) -> None:
+        own = getattr(owner, name)
 
-    monkeypatch.setattr(products, "product", watched)
+        def watched(*args: object) -> torch.Tensor:
+            seen.append(name)
+            return own(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(torch, "mkldnn_convolution")
+    watch(torch, "convolution")
     return seen
 
 
-@pytest.mark.parametrize("shape", [(70, 48), (5, 33, 48), (2, 3, 40, 48), (1500, 48)])
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(70, 48), (5, 133, 48), (2, 3, 200, 48), (1500, 48)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_output_and_gradients_are_those_of_a_linear_layer(shape, bias, used) -> None:
+def test_output_and_gradients_are_those_of_a_linear_layer(shape, bias, used, threads) -> None:
     plain, quick = pair(bias)
     results = []
     for layer in (plain, quick):
@@ -41,11 +56,23 @@ def test_output_and_gradients_are_those_of_a_linear_layer(shape, bias, used) -> 
         y = layer(x)
         given = torch.cos(torch.arange(y.numel(), dtype=torch.float32)).view_as(y)
         results.append((y, *torch.autograd.grad(y, (x, *layer.parameters()), given)))
-    rows = torch.Size(shape[:-1]).numel()
-    parts = [min(products.CHUNK, rows - i) for i in range(0, rows, products.CHUNK)]
-    assert used == [shape, (*shape[:-1], 20), *((20, n) for n in parts)]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(b, a, atol=2e-4, rtol=1e-5)
+    assert used[0] == "mkldnn_convolution"
+    rows = torch.Size(shape[:-1]).numel()
+    for kind, elements in zip(used[1:], (rows * 20, rows * 48), strict=True):  # g W, then g^T x
+        assert kind == ("convolution" if threads > 1 and elements > 20480 else "mkldnn_convolution")
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    """So that they are taken as they come, and not copied."""
+    _, quick = pair()
+    quick(torch.randn(2000, 48, requires_grad=True)).sum().backward()
+    assert quick.weight.grad is not None
+    assert quick.weight.grad.is_contiguous()
+    out = products.of_rows(torch.randn(700, 40), torch.randn(700, 48))
+    assert out.shape == (40, 48)
+    assert out.is_contiguous()
 
 
 def test_a_frozen_layer_keeps_no_input() -> None:

@@ -18,9 +18,12 @@ from softdimo import API_VERSION
 from softdimo.errors import PluginError
 from softdimo.scaffold import scaffold
 
-KINDS = ("reward", "loss", "teacher")
+KINDS = ("reward", "loss", "teacher", "text_encoder")
 RECIPES = Path(__file__).parents[1] / "recipes"
-BASES = {"reward": "digits_dimo.yaml", "loss": "digits_dimo.yaml", "teacher": "digits_teacher.yaml"}
+BASES = {
+    "reward": "digits_dimo.yaml", "loss": "digits_dimo.yaml", "teacher": "digits_teacher.yaml",
+    "text_encoder": "digits_dimo.yaml",
+}  # fmt: skip
 
 
 def run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
@@ -33,7 +36,12 @@ def run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None) 
 
 @pytest.mark.parametrize(
     ("kind", "name", "cls"),
-    [("reward", "my_reward", "MyReward"), ("loss", "test_it", "TestIt"), ("teacher", "teacher", "TeacherTeacher")],
+    [
+        ("reward", "my_reward", "MyReward"),
+        ("loss", "test_it", "TestIt"),
+        ("teacher", "teacher", "TeacherTeacher"),
+        ("text_encoder", "text_encoder", "TextEncoderTextEncoder"),
+    ],
 )
 def test_the_contract_test_passes_out_of_the_box(kind, name, cls, tmp_path):
     folder = scaffold(kind, name, tmp_path / "package")
@@ -114,5 +122,5 @@ def test_names_and_folders_that_are_taken(tmp_path):
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["file"]
     with pytest.raises(PluginError, match="cannot write"):
         scaffold("loss", "mine", tmp_path / "x/file/y")
-    with pytest.raises(PluginError, match="writes reward, loss, teacher, not `sampler`"):
+    with pytest.raises(PluginError, match="writes reward, loss, teacher, text_encoder, not `sampler`"):
         scaffold("sampler", "mine", tmp_path / "y")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from softdimo.errors import PluginError
 from softdimo.math.init import Init
-from softdimo.searching import Scorer, SearchPieces, decoder, search
+from softdimo.scoring import Scores, Weighted, decoder
+from softdimo.searching import SearchPieces, search
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import Blobs, CountingTeacher, Painter, labels, rng
@@ -33,10 +34,14 @@ class Right:
         return (img[..., 3:] > 0.5).float().mean((1, 2, 3))
 
 
+def one(reward):
+    return Scores([Weighted("the reward", reward)])
+
+
 def pieces(methods, **changes):
     made = {
         "net": CountingTeacher(strength=2.0), "tokenizer": Painter(), "init": Init(), "data": Blobs(),
-        "score": Bright(), "methods": methods, "held_out": {"right": Right()},
+        "score": one(Bright()), "methods": methods, "held_out": {"right": Right()},
     }  # fmt: skip
     return SearchPieces(**(made | changes))
 
@@ -124,7 +129,7 @@ def test_passes_are_the_rows_that_the_network_sees(tmp_path):
         rows, back = seen[row["name"]]
         delivered = 0 if row["name"] == "one step, sampled" else 20  # decoding what was found, once
         if row["name"] == "four":
-            delivered += 4 * 8 + 8  # the picture of the method before: path and its first point
+            delivered += 4 * 8  # the path, for the picture of the method before
         assert rows + 2 * back - delivered == 20 * row["passes"], row["name"]
 
 
@@ -181,13 +186,7 @@ def test_the_same_again_and_another_seed(tmp_path):
 
 
 def test_a_score_without_gradient_suits_best_of_n_only(tmp_path):
-    _, rows = run(tmp_path, {"eight": BestOfN(n=8)}, score=Right())
+    _, rows = run(tmp_path, {"eight": BestOfN(n=8)}, score=one(Right()))
     assert rows["eight"]["score_mean"] > rows["one step, argmax"]["score_mean"]
     with pytest.raises(PluginError, match="not differentiable"):
-        run(tmp_path, {"tteo": tteo()}, score=Right())
-
-
-def test_scorer_gives_rewards_three_channels():
-    img = torch.rand(2, 1, 4, 6, generator=rng())
-    assert torch.equal(Scorer(Bright())(img, labels(2)), Bright()(img.expand(-1, 3, -1, -1), labels(2)))
-    assert Scorer(Right()).differentiable is False
+        run(tmp_path, {"tteo": tteo()}, score=one(Right()))

@@ -1,8 +1,9 @@
 """One parity file: its JSON, its tensors, and what a check found by comparing with them.
 
 `<name>_tiny.json` describes the weights `<name>_tiny.safetensors` and the recorded inputs and outputs
-`<name>_io.safetensors`; any other JSON describes the file of its own name. Every recorded tensor has to be read by the
-check: one that nobody looked at is a failure, so that an output cannot be forgotten.
+`<name>_io.safetensors`; any other JSON describes the file of its own name. Under `io` it lists the tensors one by one,
+under `keys` what their names begin with. Every recorded tensor has to be read by the check: one that nobody looked at
+is a failure, so that an output cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ class Case:
         file = path.with_name(
             f"{stem.removesuffix(TINY)}_io.safetensors" if stem.endswith(TINY) else f"{stem}.safetensors"
         )
-        if not isinstance(info.get("io"), dict):
+        if not isinstance(info.get("io"), dict) and "keys" not in info:
             return cls(path, info, {})
         tensors = {
             k: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for k, t in load_file(file).items()
         }
-        listed = set(info["io"])
+        listed = set(info.get("io", tensors))
         if listed != set(tensors):
             raise ValueError(f"{file.name} and {path.name} name other tensors: {sorted(listed ^ set(tensors))}")
         return cls(path, info, tensors, unread=set(tensors))

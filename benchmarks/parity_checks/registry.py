@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import halton, maskbit, maskgit, schedules, vqgan
+from . import (
+    clip_text,
+    halton,
+    maskbit,
+    maskgen,
+    maskgit,
+    meissonic,
+    meissonic_dimo,
+    schedules,
+    tatitok,
+    vqgan,
+)
 from .case import TINY, Case, Check
 
 FAMILIES = (
@@ -23,6 +34,11 @@ TABLES: list[dict[tuple[str, str], Check]] = [
     vqgan.CHECKS,
     schedules.CHECKS,
     maskbit.CHECKS,
+    clip_text.CHECKS,
+    maskgen.CHECKS,
+    tatitok.CHECKS,
+    meissonic.CHECKS,
+    meissonic_dimo.CHECKS,
 ]
 
 

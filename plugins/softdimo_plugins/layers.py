@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,23 @@ def attend(
     return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
+class SelfAttention(nn.Module):
+    """Multi-head attention of every position to every position: [B L D] -> [B L D]."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Queries, keys and values lie one after another in the projection."""
+        q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = attend(q, k, v, self.dropout if self.training else 0.0)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
 class ChannelsLast(nn.Module):
     """The same [B C H W] with the channels' memory side by side, which convolutions then keep: up to 1.5 times faster.
 
@@ -45,12 +62,13 @@ class ChannelsLast(nn.Module):
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, features: Sequence[int], headless: bool, *args: Tensor
+    blocks: Iterable[Callable[..., Tensor]], x: Tensor, features: Sequence[int], headless: bool, *args: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x through `block(x, *args)` of each block, and the outputs of the blocks `features`, in their order.
 
     `headless` stops after the last feature. ValueError for a feature that is no block.
     """
+    blocks = tuple(blocks)
     if any(not 0 <= i < len(blocks) for i in features):
         raise ValueError(f"features {tuple(features)}: this network has blocks 0 to {len(blocks) - 1}")
     seen: dict[int, Tensor] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,10 +31,18 @@ class PublicSpec(NetworkSpec):
 
     def load_weights(self, module: nn.Module, path: Path) -> None:
         """Load a public file (.pth, .ckpt, .bin, .safetensors) or one of our own, strictly."""
-        load_published(module, path, self.published)
+        load_published(module, path, self.layout())
+
+    def layout(self) -> Published:
+        """How the public files of a network with these settings are written."""
+        return self.published
+
+    def smoke(self) -> Self:
+        """Random weights instead of a file's; the structure is the real one."""
+        return self.model_copy(update=self.without_public_weights())
 
     def without_public_weights(self) -> dict[str, Weights | bool | None]:
-        """For a tiny version: random weights instead of those of a file, whose sizes are others; a recipe stays."""
+        """For a tiny version: random weights, so that no file has to be fetched or to fit; a recipe's stay."""
         return {} if self.weights is None or isinstance(self.weights, RecipeRef) else {"weights": None, "fresh": True}
 
 
@@ -47,15 +55,27 @@ class PublicTransformer(PublicSpec):
     depth: int
     heads: int
 
+    def smoke(self) -> Self:
+        """Two blocks, with random weights instead of a file's; all else keeps its size."""
+        return super().smoke().model_copy(update={"depth": min(2, self.depth)})
+
+    def told_heads(self, path: Path) -> int:
+        """The heads that are known of the weights at `path`; those of the recipe where nothing is known."""
+        return self.public_heads.get((self.width, self.depth), self.heads)
+
     def load_weights(self, module: nn.Module, path: Path) -> None:
         """As above; WeightsError also where weights of a public size, not made here, meet another number of heads."""
-        heads = self.public_heads.get((self.width, self.depth), self.heads)
-        if heads != self.heads and not made_here(path):
-            raise WeightsError(
-                f"{path}: {self.published.model} of width {self.width} and depth {self.depth} has {heads} heads, which "
-                f"its weights do not show; the recipe says heads: {self.heads}. Change it to heads: {heads}"
-            )
+        same_heads(self.published.model, "heads", (self.width, self.depth), self.heads, self.told_heads(path), path)
         super().load_weights(module, path)
+
+
+def same_heads(model: str, setting: str, size: tuple[int, int], ours: int, theirs: int, path: Path) -> None:
+    """WeightsError where the recipe's `setting` differs from the heads of a file that was not made here."""
+    if theirs != ours and not made_here(path):
+        raise WeightsError(
+            f"{path}: {model} of width {size[0]} and depth {size[1]} has {theirs} heads, which its weights do not "
+            f"show; the recipe says {setting}: {ours}. Change it to {setting}: {theirs}"
+        )
 
 
 class TableTeacher(Teacher):

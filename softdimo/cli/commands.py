@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +28,7 @@ class Part(StrEnum):
     reward = "reward"
     loss = "loss"
     teacher = "teacher"
+    text_encoder = "text_encoder"
 
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (.yaml), or a run folder.", show_default=False)]
@@ -61,9 +61,18 @@ def _load(
 ) -> Loaded:
     from softdimo.recipe import load
 
+    return load(recipe, [*(overrides or ()), *_hardware(threads, device)], smoke)
+
+
+def _hardware(threads: int | None, device: Device | None) -> list[str]:
+    """Options that are overrides of the hardware."""
     extra = [f"hardware.threads={threads}"] if threads else []
-    extra += [f"hardware.accelerator={device.value}"] if device else []
-    return load(recipe, [*(overrides or ()), *extra], smoke)
+    return extra + ([f"hardware.accelerator={device.value}"] if device else [])
+
+
+def _split(texts: list[str] | None) -> list[str]:
+    """Comma-separated words of repeated options."""
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
 
 
 def run(
@@ -140,37 +149,106 @@ def sample(
         list[str] | None,
         typer.Option("--labels", "-l", help="Class names or numbers, comma-separated; all classes in turn by default."),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Images, spread over the labels.")] = 16,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "--prompts",
+            "-p",
+            help="A prompt, for a model that draws for text; once for each.",
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="A text file with a prompt on each line.", show_default=False)
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--number", min=1, help="Images, spread over the labels or prompts; 16, or one a prompt."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file of all images.")] = Path("samples.png"),
     device: Where = None,
 ) -> None:
     """Draw images from a run's student (or teacher), or from an exported model."""
-    from softdimo.run import sample as draw
+    from softdimo.drawing import sample as draw
+    from softdimo.wanted import read_prompts
 
-    chosen = [part.strip() for text in labels or () for part in text.split(",") if part.strip()]
-    draw(run, labels=chosen, n=n, seed=seed, out=out, device=device.value if device else "auto")
+    texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
+    draw(run, labels=_split(labels), n=n, seed=seed, out=out, device=device.value if device else "auto", prompts=texts)
     typer.echo(f"wrote {out}")
 
 
-def _section(name: str) -> Callable[..., None]:
-    """The command that runs one section of a recipe or a finished run."""
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Run the eval section only, on a recipe or a finished run."""
+    loaded = _load(recipe, overrides, smoke, threads, device)
+    from softdimo.run import eval_only
 
-    def command(
-        recipe: Recipe,
-        overrides: Overrides = None,
-        out: Out = None,
-        smoke: Smoke = False,
-        threads: Threads = None,
-        device: Where = None,
-    ) -> None:
-        loaded = _load(recipe, overrides, smoke, threads, device)
-        from softdimo import run
+    eval_only(loaded, out)
 
-        {"eval": run.eval_only, "search": run.search_only}[name](loaded, out)
 
-    command.__name__, command.__doc__ = name, f"Run the {name} section only, on a recipe or a finished run."
-    return command
+def search(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A recipe, a run folder, or an exported student.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--labels", "-l", help="Classes to search for: names or numbers, with commas.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="A prompt to search for; may be given several times.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts-file", help="A text file of prompts, one a line.", show_default=False)
+    ] = None,
+    section: Annotated[
+        str | None,
+        typer.Option("--with", metavar="RECIPE", help="A recipe whose search section is taken.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Name of one of its methods; the first by default.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Best of N beside it, at the same number of forward-equivalents.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the folder holds.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; found/<model> (without conditions: the run folder).")
+    ] = None,
+    smoke: Smoke = False,
+    threads: Threads = None,
+    device: Where = None,
+) -> None:
+    """Search at test time: for labels or prompts, or the methods of the search section side by side.
+
+    For every condition the winner, its start and its steps are written as pictures with their scores, and all on one
+    page. The same command goes on where it was stopped. Without conditions, methods are compared as `run` does.
+    """
+    prompts = list(prompt or ())
+    if prompts_file is not None:
+        from softdimo.wanted import read_prompts
+
+        prompts += read_prompts(prompts_file)
+    if not (labels or prompts):
+        if section or method or compare or fresh:
+            raise typer.BadParameter("what for? give --labels, --prompt or --prompts-file")
+        loaded = _load(model, overrides, smoke, threads, device)
+        from softdimo.run import search_only
+
+        search_only(loaded, out)
+        return
+    from softdimo.find import find
+
+    find(
+        model, _split(labels), prompts, out, [*(overrides or ()), *_hardware(threads, device)], section=section,
+        method=method, compare=compare, fresh=fresh, smoke=smoke,
+    )  # fmt: skip
 
 
 def statistics(
@@ -248,8 +326,9 @@ def add(app: typer.Typer) -> None:
     for panel, group in {
         "Recipes": (run, check, explain, tokenize, schema),
         "Models": (sample, export),
-        "Measuring": (_section("eval"), _section("search"), statistics, compare),
+        "Measuring": (evaluate, search, statistics, compare),
         "Plugins": (new,),
     }.items():
         for command in group:
-            app.command(command.__name__, rich_help_panel=panel)(command)
+            name = "eval" if command is evaluate else command.__name__
+            app.command(name, rich_help_panel=panel)(command)

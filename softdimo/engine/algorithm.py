@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softdimo.engine.ema import EMA
+from softdimo.engine.mixed import autocast
 from softdimo.engine.player import Player
 from softdimo.errors import TrainingError
 from softdimo.kinds import Batch, Logs, Teacher, Term, Tokenizer
@@ -82,9 +83,9 @@ class Distillation:
         theta: Teacher = self.generator.module.train(self.dropout)  # type: ignore[assignment]
         turn = iteration >= self.lead and self.generator.due(iteration)
 
-        with torch.set_grad_enabled(turn), self.fabric.autocast():
+        with torch.set_grad_enabled(turn), autocast(self.fabric):
             # x_init -> z_theta -> x_theta
-            roll, z = rollout(theta, real.cond, self.init, self.rng, self.relaxation, self.tokenizer)
+            roll, z = rollout(theta, real.cond, self.init.at(iteration), self.rng, self.relaxation, self.tokenizer)
             if turn:
                 # d L_gen / d z = sum_i w_i d L_i / d z, each taken at the logits, then one backward through theta
                 gradients = {entry.name: self._at_logits(entry, roll, iteration, logs) for entry in self.terms}
@@ -99,7 +100,7 @@ class Distillation:
         # psi, eta, ...: every term that owns a critic trains it on the same samples
         for entry in self.terms:
             if entry.critic is not None and entry.critic.due(iteration):
-                with self.fabric.autocast(), _wrapped(entry.term, entry.critic):
+                with autocast(self.fabric), _wrapped(entry.term, entry.critic):
                     loss, info = entry.term.critic_loss(roll, real)
                 self._finite(entry.name + "'s critic", loss, iteration)
                 norm = entry.critic.turn(iteration, loss)

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softdimo.engine.ema import EMA
+from softdimo.engine.mixed import autocast
 from softdimo.engine.player import Player
 from softdimo.errors import DataError, TrainingError
 from softdimo.kinds import Batch, Cond, Features, Logs, Teacher, Tokenizer
@@ -30,7 +31,7 @@ class Fit:
 
     def step(self, iteration: int, real: Batch) -> Logs:
         """One optimizer turn."""
-        with self.fabric.autocast():
+        with autocast(self.fabric):
             loss, logs = self.objective(self.player.module.train(), real, iteration / self.player.horizon)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -70,22 +70,20 @@ class Player:
         self.pending += 1
         if self.pending < self.settings.accumulate:
             return None
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         if self.pending > 1:
-            gradients = [p.grad for p in self.trained.values() if p.grad is not None]
             torch._foreach_div_(gradients, float(self.pending))
         self.pending = 0
-        limit = self.settings.clip
-        norm = self.fabric.clip_gradients(
-            self.module, self.optimizer, max_norm=limit or math.inf, error_if_nonfinite=False
-        )
-        value = float(whole(norm)) if norm is not None else 0.0
-        if not math.isfinite(value):
+        norm, limit = float(whole(nn.utils.get_total_norm(gradients))), self.settings.clip
+        if not math.isfinite(norm):
             raise TrainingError(f"the gradient of `{self.name}` is not finite at iteration {iteration}")
+        if limit is not None and norm > limit:
+            torch._foreach_mul_(gradients, limit / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings.optimizer, iteration, self.horizon)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return value
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer state, and gradients that wait for their step; in pieces where the strategy shards."""

@@ -17,6 +17,7 @@ from softdimo.engine import fit
 from softdimo.engine.algorithm import Algorithm, Distillation, Entry
 from softdimo.engine.ema import EMA
 from softdimo.engine.loop import Loop
+from softdimo.engine.mixed import lighten, lightens
 from softdimo.engine.player import Player
 from softdimo.engine.recompute import recompute
 from softdimo.engine.rng import seed_all
@@ -126,6 +127,7 @@ class Training:
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
             needs_weights(recipe.tokenizer, "the tokenizer")
+            needs_weights(recipe.text_encoder, "the text encoder")
             objective = fit.teacher_objective(
                 network, recipe.schedule, settings.label_smoothing, settings.label_drop, rng
             )
@@ -158,6 +160,7 @@ class Training:
     def _distillation(self, rng: torch.Generator) -> Distillation:
         settings, parts = self.settings, self.parts
         needs_weights(parts.recipe.tokenizer, "the tokenizer")
+        needs_weights(parts.recipe.text_encoder, "the text encoder")
         needs_weights(parts.recipe.teacher, "the teacher")
         parts.require_teacher()
         context = parts.context()
@@ -180,7 +183,9 @@ class Training:
                     self._start_critic(entry.name, critic, origin.parent)
                 entry.critic = Player(f"{entry.name}'s critic", critic, term.player, settings.iterations, self.fabric)
             entries.append(entry)
-        shard(parts.require_teacher(), self.fabric)  # last: what is in pieces cannot be copied
+        shard(parts.require_teacher(), self.fabric)  # last: what is in pieces, or rounded, cannot be copied
+        if lightens(parts.recipe.hardware):
+            lighten(parts.require_teacher())
         return Distillation(
             generator=self._player("generator", student),
             ema=self._ema(student),
@@ -217,14 +222,14 @@ class Training:
 
 
 def with_weights(parts: Components, network: str, path: Path) -> Components:
-    """The same components with the trained network's section pointing at its weights, and all networks in one piece."""
+    """The same components, the trained network's section pointing at its weights; networks whole, in full precision."""
     recipe = parts.recipe
-    if network == "student" and recipe.hardware.strategy != "fsdp2":
+    if network == "student" and recipe.hardware.strategy != "fsdp2" and not lightens(recipe.hardware):
         return parts
     if network != "student":
         spec = {"teacher": recipe.teacher, "tokenizer": recipe.tokenizer, "features": recipe.features}[network]
         assert spec is not None
         recipe = recipe.model_copy(update={network: spec.model_copy(update={"weights": str(path)})})
-    made = Components(recipe, parts.device, parts.ensure)
-    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("data",)}
+    made = Components(recipe, parts.device, parts.ensure, parts.cache)
+    made.__dict__ |= {k: v for k, v in parts.__dict__.items() if k in ("given", "data", "encodings")}
     return made

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from pydantic import BaseModel
-from torch import Tensor, nn
 
 from softdimo.errors import RecipeError
 from softdimo.kinds import Features
-from softdimo.math.digest import digest_module
+from softdimo.math.digest import digest_module, networks
 
 
 def network_digests(components: Mapping[str, object]) -> dict[str, str]:
@@ -21,7 +18,7 @@ def network_digests(components: Mapping[str, object]) -> dict[str, str]:
     """
     out: dict[str, str] = {}
     for name, component in components.items():
-        found = list(dict.fromkeys(digest_module(net) for net in _networks(component, set())))
+        found = list(dict.fromkeys(digest_module(net) for net in networks(component, Features)))
         out |= {name if i == 0 else f"{name} ({i + 1})": digest for i, digest in enumerate(found)}
     return out
 
@@ -43,25 +40,3 @@ def refuse_players(evaluator: Mapping[str, Mapping[str, Any]], forbidden: Mappin
             f"eval.metrics: {'; '.join(faults)}. Such a number says nothing; give the metric a network of its own "
             "(one trained from another seed will do)"
         )
-
-
-def _networks(value: object, seen: set[int]) -> Iterator[nn.Module]:
-    """Modules with weights that are reachable from a component, each once."""
-    if id(value) in seen or isinstance(value, Tensor | str | bytes | type):
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        if value.state_dict():
-            yield value
-        yield from (m for m in value.modules() if m is not value and isinstance(m, Features))
-        inner: list[object] = [v for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")]
-    elif isinstance(value, Mapping):
-        inner = list(value.values())
-    elif isinstance(value, list | tuple | set | frozenset):
-        inner = list(value)
-    elif isinstance(value, BaseModel):
-        inner = list((value.__pydantic_private__ or {}).values())
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    for item in inner:
-        yield from _networks(item, seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,11 @@ class Parts:
             state = ranks.agree(read_weights(folder / name) if ranks.first else {})
             self._restore(state, folder / name)
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of the row's own, for what metrics write of its images; made by who needs it."""
+        return self.folder / self.key
+
     def looks(self, seed: int, judges: Mapping[str, Metric], stream: Callable[[int], Stream]) -> Iterator[Look]:
         """What the metrics see of the images of a seed, in order: from the files first, then of `stream(images seen)`.
 
@@ -69,6 +75,7 @@ class Parts:
         """Delete the row's files: it stands in the table."""
         for file in self.folder.glob(f"{self.key}-*.safetensors"):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _keep(self, seed: int, names: list[str], look: Look) -> None:
         if self.ranks.first and None not in self.types.values():

@@ -54,6 +54,8 @@ class Pieces:
     """Networks that took part in training (`network_digests`), by what they did there: none of them may judge."""
     ranks: Ranks = ALONE
     """Who shares the batches of a row."""
+    text: str | None = None
+    """Tells the text encoder of `data`, and its unconditional prompt, from others; None without one."""
 
     def need_tokenizer(self, row: str) -> Tokenizer:
         """The tokenizer. Raises RecipeError where there is none."""
@@ -80,7 +82,7 @@ def real_images(
         if batch.images is not None:
             yield batch.images, batch.cond
         elif batch.tokens is not None and pieces.tokenizer is not None:
-            yield pieces.tokenizer.decode(batch.tokens, batch.cond), batch.cond
+            yield pieces.tokenizer.decode(batch.tokens, pieces.data.ready(batch.cond)), batch.cond
         else:
             raise DataError("the data set gives neither images, nor tokens for a tokenizer to decode")
 
@@ -130,7 +132,7 @@ def reconstructions(
     for batch in _batches(pieces, split, index, batch_size, progress, what, pieces.ranks, start):
         if batch.images is None:
             raise DataError("a reconstruction needs the images; this data set gives tokens only")
-        yield tokenizer.decode(tokenizer.encode(batch.images), batch.cond), batch.cond
+        yield tokenizer.decode(tokenizer.encode(batch.images), pieces.data.ready(batch.cond)), batch.cond
 
 
 def samples(

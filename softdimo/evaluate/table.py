@@ -14,12 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from softdimo.errors import CheckpointError, RecipeError
 from softdimo.evaluate.guard import refuse_players
@@ -40,7 +41,7 @@ from softdimo.evaluate.rows import (
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
 from softdimo.math.digest import digest_json, digest_module, seed_of
-from softdimo.ranks import ALONE
+from softdimo.ranks import ALONE, Ranks
 
 Json = dict[str, Any]
 Judges = Mapping[str, Metric]
@@ -63,8 +64,8 @@ class Row:
     subject: Subject
     halves: bool = False
 
-    def identity(self, pieces: Pieces) -> Json:
-        """Everything that its numbers depend on, beside the evaluator and the plan."""
+    def identity(self, pieces: Pieces, digest: Callable[[nn.Module], str]) -> Json:
+        """Everything that its numbers depend on, beside the evaluator and the plan; networks by their digests."""
         net, decoded = self.subject.net, self.subject.of != "real" and pieces.tokenizer is not None
         return {
             "of": self.subject.of,
@@ -72,10 +73,10 @@ class Row:
             "decode": self.subject.decode,
             "split": self.subject.split,
             "sampler": _settings(self.subject.sampler),
-            "net": digest_module(net) if net is not None else None,
-            "tokenizer": digest_module(pieces.need_tokenizer(self.name)) if decoded else None,
+            "net": digest(net) if net is not None else None,
+            "tokenizer": digest(pieces.need_tokenizer(self.name)) if decoded else None,
             "held_out": len(pieces.data.source("held_out")) if self.subject.of in ("real", "reconstruction") else None,
-        }
+        } | ({"text": pieces.text} if decoded and pieces.text is not None else {})
 
 
 def evaluate(
@@ -100,9 +101,10 @@ def evaluate(
     are all that metrics compare with). Where no row is `real`, both are added all the same (unless the data set has no
     images, or `real` is false: a part of a table, to be gathered with the rest).
 
-    Networks draw `samples` images in all for each row, an equal share per seed, for the same balanced conditions in
-    every row; the random numbers of a batch depend on seed and place alone, so rows are paired and may come in any
-    order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
+    Networks draw `samples` images in all for each row, an equal share per seed. Every seed of every row draws for the
+    same conditions, the data's first ones, so that with prompts each seed is one more image of each (`prompts` in the
+    row counts them). The random numbers of a batch depend on seed and place alone, so rows are paired and may come in
+    any order. `value` is the metric of all images together; `values` are those of each seed's share alone, and `sd` is
     their sample standard deviation (null where nothing is random, and for a single seed). A share is smaller than the
     whole, so its Frechet distance is higher, and `sd` is above the spread that `value` has.
 
@@ -140,7 +142,8 @@ def evaluate(
             "lock": before.get("lock", lock),
         }
         how = {"evaluator": result["evaluator_hash"], "samples": samples, "seeds": list(seeds), "batch": batch_size}
-        keys = [digest_json(how | row.identity(pieces)) for row in rows]
+        digest = cache(digest_module)  # rows share networks
+        keys = [digest_json(how | row.identity(pieces, digest)) for row in rows]
         for row, key in zip(rows, keys, strict=True):
             parts = None
             if key not in kept:
@@ -204,11 +207,15 @@ def _measure(
     elif subject.of == "reconstruction":
         about["split"], note = reconstruction_split(subject, pieces)
         notes += [note] if note else []
-    random = row.halves or subject.of in ("teacher", "student")
+    drawn = subject.of in ("teacher", "student")
+    if drawn and (prompts := set(pieces.data.conditions(plan.samples).prompts)):
+        about["prompts"] = len(prompts)
+    random = row.halves or drawn
     values: dict[str, list[float]] = {}
     seeds = plan.seeds if random else plan.seeds[:1]
     pool = whole if random and not row.halves and len(seeds) > 1 else {}
     for metric in pool.values():
+        metric.begin(row.name, seeds if drawn else (), parts.scratch)
         metric.reset()
     n = 0
     for seed in seeds:
@@ -216,12 +223,14 @@ def _measure(
         report = _under(name, progress)
         current, stream = _halves(pieces, plan, seed, report) if row.halves else (judges, None)
         stream = stream or partial(_stream, row, pieces, plan, seed, about.get("split", ""), report)
-        share, found, warnings = _judge(current, parts.looks(seed, current, stream), pool)
+        for metric in current.values():
+            metric.begin(name if len(seeds) > 1 else row.name, (seed,) if drawn else (), parts.scratch)
+        share, found, warnings = _judge(current, parts.looks(seed, current, stream), pool, pieces.ranks)
         n = n + share if pool else share
         for key, value in found.items():
             values.setdefault(key, []).append(value)
         notes += [warning for warning in warnings if warning not in notes]
-    pooled = _results(pool) if pool else {}
+    pooled = pieces.ranks.once(lambda: _results(pool)) if pool else {}
     return {
         "name": row.name,
         "of": subject.of,
@@ -241,10 +250,12 @@ def _under(name: str, progress: Progress) -> Progress:
     return lambda what, done, total: progress(name, done, total)
 
 
-def _judge(judges: Judges, looks: Iterator[Look], pool: Judges) -> tuple[int, dict[str, float], list[str]]:
+def _judge(
+    judges: Judges, looks: Iterator[Look], pool: Judges, ranks: Ranks
+) -> tuple[int, dict[str, float], list[str]]:
     """Number of images, the metrics' numbers, their reservations; the images are added to `pool` too.
 
-    `looks` are what all ranks have seen, and every rank adds that, so that all have the same numbers.
+    `looks` are what all ranks have seen, and every rank adds that; the first says what comes of it.
     """
     for metric in judges.values():
         metric.reset()
@@ -254,7 +265,8 @@ def _judge(judges: Judges, looks: Iterator[Look], pool: Judges) -> tuple[int, di
         for metrics in (judges, pool):
             for metric, each in zip(metrics.values(), seen, strict=bool(metrics)):
                 metric.add(each)
-    return n, _results(judges), [note for metric in judges.values() for note in metric.notes()]
+    found, notes = ranks.once(lambda: (_results(judges), [note for m in judges.values() for note in m.notes()]))
+    return n, found, notes
 
 
 def _results(judges: Judges) -> dict[str, float]:

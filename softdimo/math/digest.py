@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 
@@ -43,3 +44,32 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 def seed_of(*place: object) -> int:
     """Seed of one place in a run: a hash of all that names it, so that no two streams have anything in common."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, place)).encode()).digest()[:7], "big")
+
+
+def networks(component: object, within: type[nn.Module] | None = None) -> Iterator[nn.Module]:
+    """Modules with weights that are reachable from a component, each once; those inside a module if they are `within`.
+
+    Reached are attributes (the private ones of settings), what modules hold without registering it, lists, mappings.
+    """
+    yield from _reached(component, within, set())
+
+
+def _reached(value: object, within: type[nn.Module] | None, seen: set[int]) -> Iterator[nn.Module]:
+    if id(value) in seen or isinstance(value, Tensor | str | bytes | type):
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        if value.state_dict():
+            yield value
+        yield from (m for m in value.modules() if within is not None and m is not value and isinstance(m, within))
+        inner: list[object] = [v for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")]
+    elif isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = list(value)
+    elif isinstance(value, BaseModel):
+        inner = list((value.__pydantic_private__ or {}).values())
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    for item in inner:
+        yield from _reached(item, within, seen)

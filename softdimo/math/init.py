@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from softdimo.math.masking import apply_mask, exact_count_mask
@@ -15,6 +17,26 @@ from softdimo.spec import Fraction, Settings
 
 if TYPE_CHECKING:
     from softdimo.kinds import TokenShape
+
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda u: min(1.0, u),
+    "cosine": lambda u: (1 - math.cos(math.pi * min(1.0, u))) / 2,
+    "exponential": lambda u: 1 - math.exp(-u),
+}
+
+
+class Warmup(Settings):
+    """How the noise grows in training: the part of it that there is at iteration k, with u = k / over."""
+
+    shape: Literal["linear", "cosine", "exponential"] = "linear"
+    """min(1, u); (1 - cos(pi min(1, u))) / 2; 1 - exp(-u), which never reaches 1."""
+    over: Annotated[int, Field(ge=1)]
+    """Iterations until all of it is there; until 63% of it is, if exponential."""
+
+    def at(self, iteration: int) -> float:
+        """The part at an iteration, 0 being the first."""
+        return _SHAPES[self.shape](iteration / self.over)
 
 
 class Init(Settings):
@@ -26,6 +48,14 @@ class Init(Settings):
     """Strength of the embedding noise in [0, 1]. Paper: 0.1 for MaskGIT, 0.3 for Meissonic."""
     noise_rms: Literal["table", "unit"] = "table"
     """Unit of the noise: the root mean square of the teacher's embedding table, or 1 as in the public code."""
+    warmup: Warmup | None = None
+    """How sigma grows over the iterations of a training; the same all along when null. Samples have all of it."""
+
+    def at(self, iteration: int) -> Init:
+        """The initialization at an iteration of a training."""
+        if self.warmup is None:
+            return self
+        return self.model_copy(update={"sigma": self.sigma * self.warmup.at(iteration), "warmup": None})
 
     def tokens(self, n: int, shape: TokenShape, rng: torch.Generator, device: torch.device | str) -> Tokens:
         """x_init [n L G]: max(1, round(r_init L G)) mask ids V per sample, uniform tokens in [0, V) elsewhere."""

@@ -129,6 +129,7 @@ def _search(recipe: Recipe, section: SearchSection) -> Found:
     elif section.weights is None and (recipe.train is None or recipe.train.network != "student"):
         yield ("search",), "no student is trained here: give its `weights:`"
     yield from _twice([m.name for m in section.methods], ("search", "methods"), "name", "methods")
+    yield from _twice([r.name for r in section.rewards()], ("search", "score"), "name", "rewards; give one a `name:`")
     yield from _twice([h.name for h in section.held_out], ("search", "held_out"), "name", "held-out rewards")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -155,28 +155,42 @@ def _sections(model: type[BaseModel], path: Path = ()) -> Iterator[tuple[Path, t
     """The fixed sections of the model, outermost first."""
     yield path, model
     for name, field in model.model_fields.items():
-        if get_origin(field.annotation) in (tuple, list):
-            continue
+        listed = [target for item in _items(field.annotation) for target in _targets(item)]
         for target in _targets(field.annotation):
-            if isinstance(target, type) and not any(isinstance(m, component) for m in field.metadata):
+            fixed = isinstance(target, type) and target not in listed
+            if fixed and not any(isinstance(m, component) for m in field.metadata):
                 yield from _sections(target, (*path, field.alias or name))
 
 
 def settings_at(model: type[BaseModel], root: Node, path: Path) -> type[BaseModel] | None:
     """The class that validates the mapping at `path`, if that can be told."""
-    targets: list[Any] = [model]
+    kept: Any = model
     node: Node | None = root
     for part in path:
         if isinstance(part, str):
-            owner = _settle(targets, node)
+            owner = _settle(list(_targets(kept)), node)
             fields = owner.model_fields.items() if owner else ()
             field = next((f for name, f in fields if (f.alias or name) == part), None)
             if field is None:
                 return None
             slots = [m for m in field.metadata if isinstance(m, component)]
-            targets = slots or list(_targets(field.annotation))
+            kept = Annotated[BaseModel, slots[0]] if slots else field.annotation
+        elif lists := list(_items(kept)):
+            kept = Union[tuple(lists)]  # noqa: UP007  (made at run time)
         node = node.child(part) if node else None
-    return _settle(targets, node)
+    return _settle(list(_targets(kept)), node)
+
+
+def _items(annotation: Any) -> Iterator[Any]:
+    """Types of the items of the lists inside a type."""
+    origin = get_origin(annotation)
+    if origin in (tuple, list):
+        yield from (a for a in get_args(annotation) if a is not Ellipsis)
+    elif origin is Annotated:
+        yield from _items(annotation.__origin__)
+    elif origin is not None:
+        for argument in get_args(annotation):
+            yield from _items(argument)
 
 
 def _settle(targets: list[Any], node: Node | None) -> type[BaseModel] | None:
@@ -184,8 +198,10 @@ def _settle(targets: list[Any], node: Node | None) -> type[BaseModel] | None:
         if not isinstance(target, component):
             return target  # type: ignore[no-any-return]
         use = node.child("use") if node else None
+        if use is None:
+            continue
         try:
-            return find(target.kind, str(use.value)) if use else None
+            return find(target.kind, str(use.value))
         except PluginError:
             return None
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from softdimo.math.init import Init
@@ -15,6 +15,7 @@ from softdimo.spec import (
     Fraction,
     LossSpec,
     NetworkSpec,
+    NonNegative,
     Player,
     Positive,
     Settings,
@@ -165,6 +166,17 @@ class HeldOut(Settings):
     """The reward."""
 
 
+class Scored(Settings):
+    """One of several rewards that are optimized together."""
+
+    name: str = ""
+    """Name in tables and traces; the component's name when empty."""
+    reward: Annotated[Spec, component("reward")]
+    """The reward."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+
+
 class Method(Settings):
     """One way of searching."""
 
@@ -174,21 +186,42 @@ class Method(Settings):
     """The search."""
 
 
+def _form(score: Any) -> str:
+    return "several" if isinstance(score, list | tuple) else "one"
+
+
 class SearchSection(Settings):
     """Test-time optimization of the student's input embedding, methods side by side."""
 
-    conditions: Count
-    """Conditions (labels or prompts) that are searched for."""
+    conditions: Count = 100
+    """Conditions (labels or prompts) of the data that methods are compared on."""
     batch_size: Count = 16
     """Conditions per batch."""
+    rows: Count | None = None
+    """Images, one per start and condition, that go through student, decoder and reward at once, which bounds memory and
+    does not change results; all starts of a batch when null."""
+    checkpoint: bool = False
+    """Compute anew in the backward pass what decoder and rewards would keep for it: less memory, more time."""
     weights: Weights | None = None
     """The student's weights; the student just trained when null."""
-    score: Annotated[Spec, component("reward")]
-    """The reward that is optimized."""
+    score: Annotated[
+        Annotated[Spec, component("reward"), Tag("one")]
+        | Annotated[tuple[Scored, ...], Field(min_length=1), Tag("several")],
+        Discriminator(_form),
+    ]
+    """The reward that is optimized, or a list of `{reward: ..., weight: 1}` whose weighted sum is."""
+    pool: Annotated[int, Field(ge=2)] | None = 8
+    """Where there are several rewards, each is measured in standard deviations from its mean over so many random starts
+    of the same condition, drawn beforehand at one forward-equivalent each. Null: rewards are summed as they are."""
     held_out: tuple[HeldOut, ...] = ()
     """Rewards that are only measured: when they part from the score, the score is being hacked."""
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
-    """What is compared."""
+    """What is compared; a search for conditions of your own takes the first."""
+
+    def rewards(self) -> tuple[Scored, ...]:
+        """The rewards that are optimized, with their names."""
+        several = self.score if isinstance(self.score, tuple) else (Scored(reward=self.score),)
+        return tuple(r if r.name else r.model_copy(update={"name": r.reward.use.rpartition(":")[2]}) for r in several)
 
 
 class Hardware(Settings):
@@ -210,6 +243,9 @@ class Hardware(Settings):
     jobs: Count | None = None
     """Processes that share the work on a CPU (other recipes' trainings, rows of the table); one per core, at most 4,
     when null. On a GPU all runs in one."""
+    text_cache_gb: NonNegative = 16.0
+    """Room for the encodings of prompts in `runs/cache/encodings`, where later runs find them, in GB (10^9 bytes) for
+    each text encoder; 0 keeps none. A full cache is read, and not added to."""
     compile: bool = False
     """Compile the networks of a distillation with torch.compile, block by block."""
     activation_checkpointing: bool = False

@@ -9,6 +9,10 @@ from softdimo.recipe.model import Recipe, Row, Start
 from softdimo.spec import Player, Settings, Spec
 
 Path = tuple[str | int, ...]
+SHARE = 4
+"""Samples of a row and seed in a tiny table: the tokenizer that decodes them is as large as any."""
+REFERENCE = 16
+"""Real images in it."""
 
 
 def walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Settings]]:
@@ -38,7 +42,7 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """Two iterations, a few samples and conditions, two seeds, two values of a sweep.
+    """Two iterations, two seeds, four samples of each, two values of a sweep, two conditions of a search.
 
     Components shrink by their own `Spec.smoke`. Where the teacher leaves out its file of weights, whose sizes are not
     its own any more, students leave out theirs.
@@ -59,13 +63,14 @@ def smoke(recipe: Recipe) -> Recipe:
             }
         )
     if small.eval is not None:
-        samples = min(16, small.eval.samples)
+        seeds = small.eval.seeds[:2]
+        samples = min(SHARE * len(seeds), small.eval.samples)
         update["eval"] = small.eval.model_copy(
             update={
                 "samples": samples,
-                "reference": min(64, small.eval.reference or 64),
+                "reference": min(REFERENCE, small.eval.reference or REFERENCE),
                 "batch_size": min(samples, small.eval.batch_size),
-                "seeds": small.eval.seeds[:2],
+                "seeds": seeds,
                 "rows": tuple(
                     row.model_copy(update={"sweep": {key: values[:2] for key, values in row.sweep.items()}})
                     for row in small.eval.rows

@@ -14,7 +14,7 @@ from softdimo.recipe.loader import load_ref
 from softdimo.recipe.model import Recipe
 from softdimo.recipe.nodes import Scalars, dotted
 from softdimo.recipe.shrink import walk
-from softdimo.spec import RecipeRef, Spec
+from softdimo.spec import RecipeRef, Settings, Spec
 
 
 class _Dumper(yaml.SafeDumper):
@@ -67,6 +67,12 @@ def _hash(recipe: Recipe, smoke: bool, done: dict[str, str]) -> str:
         plain["content"] = found
     text = json.dumps(_inline(plain, smoke, done), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_hash(settings: Settings, smoke: bool = False) -> str:
+    """SHA-256 (hex) of settings by themselves; other recipes that they refer to count by their content."""
+    plain = _inline(settings.model_dump(mode="json", by_alias=True), smoke, {})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def distributions(recipe: Recipe) -> list[str]:

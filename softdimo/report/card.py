@@ -20,22 +20,25 @@ tags: [masked-diffusion, distillation, one-step, image-generation]
 _LOAD = """```python
 import softdimo
 g = softdimo.load("{folder}")
-images = g(labels=[0, 1, 2], seed=0)  # [B C H W] in [0, 1]
+images = g({given}, seed=0)  # [B C H W] in [0, 1]
 ```"""
+_LABELS = "`g.classes` names the labels, which may be given by name too; "
 
 
 def card(run: Path, network: str) -> str:
     """Markdown of the card of `run`, whose `network` (student or teacher) is exported."""
     folder = Folder(run)
-    found = headline(folder)
+    found, reads = headline(folder), bool(folder.recipe.get("text_encoder"))
+    given = 'prompts=["a red cube"]' if reads else "labels=[0, 1, 2]"
+    networks = f"`{network}.safetensors`, with `tokenizer.safetensors`"
     parts = [
         f"{_FRONT}# {_line(folder.title)}",
         about(folder) + (f" {found.verdict}" if found is not None and found.verdict else ""),
         "## Use",
-        _LOAD.format(folder="path/to/this/folder"),
-        "`g.classes` names the labels, which may be given by name too; `g.tokens(...)` are the tokens before decoding, "
-        f"`g.to(device)` moves the networks. Weights: EMA of the {network}, `{network}.safetensors`, with "
-        "`tokenizer.safetensors`; `recipe.yaml` is the resolved recipe.",
+        _LOAD.format(folder="path/to/this/folder", given=given),
+        f"{'' if reads else _LABELS}`g.tokens(...)` are the tokens before decoding, `g.to(device)` moves the networks. "
+        f"Weights: EMA of the {network}, {networks}{' and `text_encoder.safetensors`' if reads else ''}; `recipe.yaml` "
+        "is the resolved recipe.",
         *_training(folder),
         *_metrics(folder),
         "## License",
@@ -49,6 +52,8 @@ def card(run: Path, network: str) -> str:
 def _training(folder: Folder) -> list[str]:
     recipe, train = folder.recipe, folder.recipe.get("train") or {}
     lines = [f"* data: `{_use(recipe, 'data')}`", f"* tokenizer: `{_use(recipe, 'tokenizer')}`"]
+    if recipe.get("text_encoder"):
+        lines.append(f"* text encoder: `{_use(recipe, 'text_encoder')}`")
     lines.append(f"* teacher: `{_use(recipe, 'teacher')}`, mask schedule {recipe.get('schedule', 'arccos')}")
     lines.append(
         f"* {train.get('iterations')} iterations of {train.get('batch_size')} samples, seed {recipe.get('seed')}"

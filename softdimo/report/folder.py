@@ -148,7 +148,9 @@ def references(value: Any) -> Iterator[str]:
 
 def _by_name(folder: Folder, top: bool, seen: set[Path]) -> list[Stage]:
     """Stages by the names of recipes; only the run itself (`top`) counts what it is measured with."""
-    parts = [(True, ("tokenizer", "teacher", "features", "train")), (False, ("eval", "search"))][: 2 if top else 1]
+    parts = [(True, ("tokenizer", "text_encoder", "teacher", "features", "train")), (False, ("eval", "search"))][
+        : 2 if top else 1
+    ]
     out: list[Stage] = []
     for made, keys in parts:
         for name in references({key: folder.recipe.get(key) for key in keys}):

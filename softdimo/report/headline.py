@@ -41,6 +41,8 @@ def about(folder: Folder) -> str:
     doing = [w for k, w in (("eval", "an evaluation"), ("search", "a test-time search")) if recipe.get(k)]
     if doing and not train:
         parts.append(f"This run is {' and '.join(doing)}{where}.")
+    if text := _use(recipe.get("text_encoder")):
+        parts.append(f"Prompts are encoded by the text encoder {text}.")
     seed = recipe.get("seed")
     return " ".join(parts + ([f"Seed {seed}."] if seed is not None else []))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 
 from softdimo import __version__
@@ -37,15 +38,6 @@ def page(folder: Folder) -> str:
     ]
     shown = [p for p in parts if p is not None]
     title = folder.title
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="generator", content=f"softdimo {__version__}"),
-        tag("title", title),
-        tag("style", _asset("style.css")),
-    )
     top = tag(
         "header",
         tag("p", "softdimo run", class_="over"),
@@ -54,11 +46,22 @@ def page(folder: Folder) -> str:
         [tiles(found, Table(folder.evaluation)), tag("p", found.verdict, class_="verdict")] if found else None,
         tag("nav", [_link(p) for p in shown], aria_label="Sections") if len(shown) > 1 else None,
     )
-    foot = tag(
-        "footer",
-        f"Written by softdimo {folder.lock.get('softdimo', __version__)} from the run folder {folder.path.name}.",
+    by = folder.lock.get("softdimo", __version__)
+    return document(title, top, shown, f"Written by softdimo {by} from the run folder {folder.path.name}.")
+
+
+def document(title: str, top: Html, sections: Sequence[Html], foot: str, *styles: str) -> str:
+    """A page with its style and script inside, `styles` (files of this package) besides the common one."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="generator", content=f"softdimo {__version__}"),
+        tag("title", title),
+        tag("style", [_asset(name) for name in ("style.css", *styles)]),
     )
-    body = tag("body", top, tag("main", shown), foot, tag("script", _asset("page.js")))
+    body = tag("body", top, tag("main", sections), tag("footer", foot), tag("script", _asset("page.js")))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 

@@ -10,6 +10,7 @@ times: `check_metric(MyMetric().build)`. Each raises AssertionError, saying what
 on a CPU.
 """
 
+from softdimo.testing.claims import encoded as encoded
 from softdimo.testing.measuring import check_data as check_data
 from softdimo.testing.measuring import check_metric as check_metric
 from softdimo.testing.networks import check_discriminator as check_discriminator
@@ -20,6 +21,7 @@ from softdimo.testing.sampling import check_sampler as check_sampler
 from softdimo.testing.sampling import check_search as check_search
 from softdimo.testing.terms import check_loss as check_loss
 from softdimo.testing.terms import check_reward as check_reward
+from softdimo.testing.texts import check_text_encoder as check_text_encoder
 from softdimo.testing.tiny import IMAGE as IMAGE
 from softdimo.testing.tiny import TOKENS as TOKENS
 from softdimo.testing.tiny import TinyTeacher as TinyTeacher

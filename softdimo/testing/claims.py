@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softdimo.kinds import Cond, TokenShape
+from softdimo.kinds import NULL, NULL_LABEL, Cond, TokenShape
 
 
 def need(condition: bool | Tensor, what: str) -> None:
@@ -124,6 +124,13 @@ def rng(seed: int = 0) -> torch.Generator:
 def labels(n: int, classes: int = 3) -> Cond:
     """All classes in turn."""
     return Cond(torch.arange(n) % classes)
+
+
+def encoded(n: int, **shapes: tuple[int, ...]) -> Cond:
+    """Conditions of prompts: by name random encodings [n *shape], and those of one unconditional prompt."""
+    made = {name: torch.randn(n + 1, *shape, generator=rng(i)) for i, (name, shape) in enumerate(shapes.items())}
+    null = {f"{NULL}{name}": t[n:].expand(n, *t.shape[1:]) for name, t in made.items()}
+    return Cond(torch.full((n,), NULL_LABEL), tensors={name: t[:n] for name, t in made.items()} | null)
 
 
 def tokens(n: int, shape: TokenShape, masked: bool = False) -> Tensor:

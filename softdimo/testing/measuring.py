@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,15 +20,28 @@ from softdimo.testing.tiny import context
 
 IMAGES = 48
 """Of the reference, and generated."""
+PROMPTS = ("a bird", "two cats", "a dog left of a bird", "a red dog", "three birds")
 
 
-def check_metric(build: Callable[[Context], Metric]) -> None:
+def check_metric(build: Callable[[Context], Metric], prompts: Sequence[str] = PROMPTS) -> None:
     """Numbers of the generated images since `reset` alone, in any order and batching, against one reference.
 
     The fingerprint is the same for the same settings, networks and reference, and another one where one of these
-    changes the numbers. `build` is the settings' own: `check_metric(MyMetric().build)`.
+    changes the numbers. `build` is the settings' own: `check_metric(MyMetric().build)`. Images have labels and, in
+    turn, these `prompts`.
     """
-    shape, cond = context().image, labels(IMAGES)
+    with tempfile.TemporaryDirectory(prefix="softdimo-") as folder:
+
+        def begun(context: Context) -> Metric:
+            metric = build(context)
+            metric.begin("a row", (), Path(folder))
+            return metric
+
+        _check_metric(begun, prompts)
+
+
+def _check_metric(build: Callable[[Context], Metric], prompts: Sequence[str]) -> None:
+    shape, cond = context().image, _conditions_of(prompts)
     real, fake, other, more = (torch.rand(IMAGES, *shape, generator=rng(i)) ** (1 + i) for i in range(4))
     whole, parts = build(context()), build(context())
     with no_global_randomness("a metric"), unchanged("a metric", images=fake, labels=cond.labels):
@@ -35,7 +51,7 @@ def check_metric(build: Callable[[Context], Metric]) -> None:
         printed = _fingerprint(whole), _fingerprint(parts)
         need(printed[0] == printed[1], f"the same settings and reference must have the same fingerprint: {printed}")
         numbers = _numbers(whole, fake, cond, IMAGES)
-    changed = _numbers(whole, other, Cond(torch.zeros_like(cond.labels)), IMAGES)
+    changed = _numbers(whole, other, replace(cond, labels=torch.zeros_like(cond.labels)), IMAGES)
     need(numbers.keys() == changed.keys() and len(numbers) > 0, "a metric gives the same numbers by name, one or more")
     need(numbers != changed, "other images and labels must give other numbers")
 
@@ -63,6 +79,10 @@ def check_metric(build: Callable[[Context], Metric]) -> None:
         need(told, f"another {what}, other numbers: so the fingerprint must change, too")
 
 
+def _conditions_of(prompts: Sequence[str]) -> Cond:
+    return replace(labels(IMAGES), prompts=tuple(prompts[i % len(prompts)] for i in range(IMAGES)))
+
+
 def _feed(take: Callable[[Tensor, Cond], None], img: Tensor, cond: Cond, batch: int) -> None:
     for first in range(0, len(img), batch):
         take(img[first : first + batch], cond[first : first + batch])
@@ -85,6 +105,9 @@ def _gathered(metric: Metric, rank: Metric, img: Tensor, cond: Cond, batch: int)
     metric.reset()
     for first in range(0, len(img), batch):
         seen = rank.look(img[first : first + batch], cond[first : first + batch])
+        if kind := metric.seen_type:
+            plain = isinstance(seen, kind) and all(isinstance(t, Tensor) for t in seen)
+            need(plain, f"`look` must give a {kind.__name__} of tensors, the `seen_type`, not {seen!r}")
         metric.add(works(lambda seen=seen: pickle.loads(pickle.dumps(seen)), "sending what `look` saw"))  # type: ignore[misc]
     return dict(metric.result())
 
@@ -105,13 +128,16 @@ def _fingerprint(metric: Metric) -> dict[str, str | int | float]:
 def check_data(build: Callable[[Context], Data]) -> None:
     """Two splits that stay as they are, a stream that resumes exactly and gives each rank its share, fair conditions.
 
-    Labels alone may be drawn again and again, and nothing of them is held out. Reads the training split once. `build`
-    is the settings' own: `check_data(MyData().build)`.
+    Labels or prompts alone may be drawn again and again, and nothing of them need be held out. Reads the training split
+    once. `build` is the settings' own: `check_data(MyData().build)`.
     """
     blank = Context(ImageShape(1, 1, 1), (), context().make)  # data come first: nothing else is known
     data = build(blank)
     with no_global_randomness("data"):
-        need(bool(data.classes) and all(isinstance(c, str) for c in data.classes), "`classes` are names, one or more")
+        named = bool(data.classes) or bool(data.source("train").get(torch.arange(1)).cond.prompts)
+        need(
+            named and all(isinstance(c, str) for c in data.classes), "`classes` are names, one or more without prompts"
+        )
         train, held = (_split(data, data.source(split), f"`{split}`") for split in ("train", "held_out"))
         need(train != held or _labels_alone(data), "`held_out` must be other samples than `train`")
         reference = _split(data, data.reference(), "the reference")

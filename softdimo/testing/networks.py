@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softdimo.kinds import Context, Discriminator, Features, ImageShape, Logs, Teacher, Tokenizer
+from softdimo.kinds import Cond, Context, Discriminator, Features, ImageShape, Logs, Teacher, Tokenizer
 from softdimo.testing.claims import (
     apart,
     gradient,
@@ -28,13 +28,14 @@ from softdimo.testing.claims import (
 from softdimo.testing.tiny import IMAGE
 
 
-def check_tokenizer(tokenizer: Tokenizer, image: ImageShape = IMAGE) -> None:
+def check_tokenizer(tokenizer: Tokenizer, image: ImageShape = IMAGE, cond: Cond | None = None) -> None:
     """Codes in [0, V), images of the right shape in [0, 1], decode == decode_soft at one-hot, gradients to probs.
 
-    And a finite training loss, unless `loss` raises NotImplementedError.
+    And a finite training loss, unless `loss` raises NotImplementedError. `cond`: 3 conditions or more, for tokenizers
+    that decode with the encodings of prompts (`encoded` makes some).
     """
     tokenizer = tokenizer.eval()
-    shape, img, cond = tokenizer.shape, torch.rand(3, *image, generator=rng()), labels(3)
+    shape, img, cond = tokenizer.shape, torch.rand(3, *image, generator=rng()), labels(3) if cond is None else cond[:3]
     with left_alone("encode and decode", tokenizer=tokenizer), unchanged("encode", images=img):
         ids = tokenizer.encode(img)
         need(ids.shape == (3, shape.L, shape.G), f"encode gives [B L G], not {list(ids.shape)}")
@@ -100,10 +101,13 @@ def _trains(net: nn.Module, loss: Callable[[Any, torch.Generator], tuple[Tensor,
     need(any(p.grad is not None and p.grad.abs().max() > 0 for p in own), "the training loss must train the network")
 
 
-def check_teacher(teacher: Teacher, classes: int = 3) -> None:
-    """embed == soften at one-hot (masks too), `at` logits equal the full ones, features, no mixing, gradients to e."""
+def check_teacher(teacher: Teacher, classes: int = 3, cond: Cond | None = None) -> None:
+    """embed == soften at one-hot (masks too), `at` logits equal the full ones, features, no mixing, gradients to e.
+
+    `cond`: 4 conditions or more, for teachers that read the encodings of prompts (`encoded` makes some).
+    """
     teacher, shape = teacher.eval(), teacher.shape
-    ids, cond = tokens(4, shape), labels(4, classes)
+    ids, cond = tokens(4, shape), labels(4, classes) if cond is None else cond[:4]
     mask = tokens(4, shape) % 2 == 0
     masked = torch.where(mask, shape.V, ids)
     e = teacher.embed(masked)
@@ -116,10 +120,11 @@ def check_teacher(teacher: Teacher, classes: int = 3) -> None:
     blocks = (0, teacher.depth - 1)
     out = teacher(e, cond, at=torch.zeros_like(mask), features=blocks)
     need(out.logits.numel() == 0, "an `at` without any True gives no logits")
-    need([f.shape for f in out.features] == [e.shape] * 2, "one [B L D] feature per requested block, in order")
+    shapes = [(f.ndim, len(f), f.shape[-1]) for f in out.features]
+    need(shapes == [(3, 4, teacher.width)] * 2, "one [B l D] feature per requested block, in order")
     for i, kept in zip(blocks, out.features, strict=True):
         full = teacher(e, cond, features=(i,)).features
-        need(len(full) == 1, "one [B L D] feature per requested block, in order")
+        need(len(full) == 1, "one [B l D] feature per requested block, in order")
         near(kept, full[0], f"the feature of block {i} must be the same alone, in company and without the head")
     independent(lambda x, c: teacher(x, c).logits, e, cond, "the logits")
     need(teacher(e, teacher.null(cond)).logits.shape == logits.shape, "the unconditional branch must work")
@@ -145,7 +150,8 @@ def _soften(teacher: Teacher, ids: Tensor, mask: Tensor) -> None:
         e, at_hard, at_p = teacher.embed(torch.where(m, V, ids)), teacher.soften(hard, m), teacher.soften(p, m)
         near(at_hard, e, f"soften at one-hot with {name} masked units must equal embed of these tokens")
         half = teacher.soften((p + hard) / 2, m)
-        near(half, (at_p + at_hard) / 2, "soften is the expected embedding E^T p, linear in the probabilities")
+        if teacher.linear:
+            near(half, (at_p + at_hard) / 2, "soften is the expected embedding E^T p, linear in the probabilities")
     near(teacher.soften(p, nothing), teacher.soften(p), "soften without a mask must equal soften with an empty one")
     p.requires_grad_()
     apart(teacher.soften(p, mask), p, "soften")

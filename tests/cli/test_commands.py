@@ -87,13 +87,22 @@ def test_check_and_explain(recipe, spy, capsys):
 
 
 def test_models(recipe, spy, capsys):
-    seen = spy("softdimo.run.sample", Path("a.png"))
+    seen = spy("softdimo.drawing.sample", Path("a.png"))
     assert main(["sample", "runs/x"]) == 0
     assert main(["sample", "runs/x", "-l", "cat, 2", "--labels", "dog", "-n", "3", "--seed", "5", "-o", "a.png"]) == 0
     assert vars(seen.calls[0]) | {"where": 0} == {
-        "where": 0, "labels": [], "n": 16, "seed": 0, "out": Path("samples.png"), "device": "auto",
+        "where": 0, "labels": [], "n": None, "seed": 0, "out": Path("samples.png"), "device": "auto", "prompts": [],
     }  # fmt: skip
     assert (seen.calls[1].labels, seen.calls[1].n, seen.calls[1].seed) == (["cat", "2", "dog"], 3, 5)
+    Path("lines.txt").write_text("\ufeffa dog\n\n  two, or more, cats \n", encoding="utf-8")
+    assert main(["sample", "runs/x", "--prompts", "a cup, blue", "-p", "b", "--prompts-file", "lines.txt"]) == 0
+    assert (seen.calls[2].prompts, seen.calls[2].labels) == (["a cup, blue", "b", "a dog", "two, or more, cats"], [])
+    Path("lines.txt").write_text(" \n")
+    assert main(["sample", "runs/x", "--prompts-file", "lines.txt"]) == 3
+    assert "lines.txt has no prompts" in capsys.readouterr().err
+    assert main(["sample", "runs/x", "--prompts-file", "nowhere.txt"]) == 3
+    assert "cannot read nowhere.txt" in capsys.readouterr().err
+    assert len(seen.calls) == 3
     seen = spy("softdimo.export.export", Path("e"))
     assert main(["export", "runs/x", "--out", "e"]) == 0
     assert (seen.calls[0].run, seen.calls[0].out) == (Path("runs/x"), Path("e"))

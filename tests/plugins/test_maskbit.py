@@ -201,15 +201,6 @@ def test_the_tokenizer_is_not_trained_here():
         tokenizer().loss(torch.rand(1, *IMAGE), rng(), 0.0)
 
 
-def test_the_small_versions_keep_the_tokens():
-    image, small = ImageShape(3, 256, 256), MaskBitLFQ(weights="hf://a/b/c.bin").smoke()
-    assert small.token_shape(image) == MaskBitLFQ().token_shape(image)
-    assert sum(p.numel() for p in small.build(context(image=image)).parameters()) < 500_000
-    assert (small.weights, small.ready()) == (None, True)
-    assert MaskBit().smoke().weights is None
-    assert not MaskBit().smoke().ready()
-
-
 @pytest.mark.parametrize(("w", "power", "steps"), [(7.1, 3.0, 64), (6.4, 2.5, 12), (5.0, 2.5, 1)])
 def test_schedules_of_the_sampler(w, power, steps):
     """Against a plain computation; `tests/math` compares counts and ramps with recorded ones."""

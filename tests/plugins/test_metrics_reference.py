@@ -121,7 +121,8 @@ def test_settings_find_the_file_or_say_what_to_fetch(file, tmp_path):
         reference=str(file),
     )  # fmt: skip
     assert neighbors.build(ctx).chunks == 5
-    assert (neighbors.smoke().reference, neighbors.smoke().chunks) == (None, 1)
+    assert neighbors.smoke() == neighbors.model_copy(update={"reference": None, "chunks": 1})
+    assert [neighbors.model_copy(update={"k": k}).smoke().k for k in (2, 5)] == [2, 3]
 
 
 GOOD = {"mu": np.zeros(4), "sigma": np.eye(4)}

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from softdimo.errors import WeightsError
 from softdimo.files import save_weights
 from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.spec import RecipeRef
 from softdimo_plugins.public import PublicSpec, PublicTransformer
 from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
+from softdimo_plugins.teachers.maskgen import MaskGen
 from softdimo_plugins.teachers.maskgit import MaskGit
 from softdimo_plugins.tokenizers.maskbit import MaskBitLFQ
+from softdimo_plugins.tokenizers.tatitok import TATiTok, Tower
 from softdimo_plugins.tokenizers.vqgan import VQGAN, LlamaGenVQ
 
 IMAGE = ImageShape(3, 4, 4)
+TOWER = Tower(width=16, depth=1, heads=2, patch=2)
 CONV: dict[str, Any] = {"width": 32, "multipliers": (1, 1), "blocks": 1}
 
 
@@ -43,6 +47,8 @@ SMALL = {
     "maskgit": Public(MaskGit(width=16, depth=2, heads=2, mlp=24, classes=3), TokenShape(2, 2, 1, 8)),
     "halton": Public(Halton(width=16, depth=1, heads=2, classes=3), TokenShape(2, 2, 1, 8)),
     "maskbit": Public(MaskBit(width=16, depth=2, heads=2, mlp=24, classes=3), TokenShape(2, 2, 2, 8)),
+    "maskgen": Public(MaskGen(width=16, depth=2, heads=2, text_width=10, classes=3), TokenShape(2, 2, 1, 8)),
+    "tatitok": Public(TATiTok(encoder=TOWER, decoder=TOWER, tokens=4, codebook=8, dim=6, text_width=10)),
     "vqgan": Public(VQGAN(latent=8, dim=6, codebook=8, **CONV)),
     "llamagen_vq": Public(LlamaGenVQ(latent=8, dim=4, codebook=16, **CONV)),
     "maskbit_lfq": Public(MaskBitLFQ(bits=6, **CONV)),
@@ -131,7 +137,9 @@ def test_another_number_of_bits(name: str, bits: int, message: str, tmp_path: Pa
 
 
 def sizes() -> list[tuple[type[PublicTransformer], tuple[int, int], int]]:
-    return [(cls, size, heads) for cls in (MaskGit, Halton, MaskBit) for size, heads in cls.public_heads.items()]
+    return [
+        (cls, size, heads) for cls in (MaskGit, Halton, MaskBit, MaskGen) for size, heads in cls.public_heads.items()
+    ]
 
 
 @pytest.mark.parametrize(("cls", "size", "heads"), sizes(), ids=str)
@@ -153,3 +161,17 @@ def test_our_own_files_may_have_any_number_of_heads(tmp_path: Path, monkeypatch:
     assert "heads: 4" in refusal("maskbit", tmp_path / "w.bin")
     save_weights(tmp_path / "own.safetensors", state)
     SMALL["maskbit"].spec.load_weights(SMALL["maskbit"].build(1), tmp_path / "own.safetensors")
+
+
+# tiny versions
+
+
+@every
+def test_a_tiny_version_leaves_out_the_file_and_blocks_of_a_transformer_alone(name: str) -> None:
+    spec = SMALL[name].spec.model_copy(update={"blocks": 3} if hasattr(SMALL[name].spec, "blocks") else {"depth": 5})
+    shallow = {"depth": 2} if isinstance(spec, PublicTransformer) else {}
+    public, ours = (spec.model_copy(update={"weights": w}) for w in ("hf://a/b/c.bin", RecipeRef(recipe="x.yaml")))
+    assert public.smoke() == spec.model_copy(update={"fresh": True} | shallow)
+    assert public.smoke().smoke() == public.smoke()
+    assert ours.smoke() == ours.model_copy(update=shallow)
+    assert not spec.smoke().ready(), "no weights were named, and none are made up"

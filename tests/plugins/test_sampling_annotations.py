@@ -9,6 +9,7 @@ from softdimo.math.init import Init
 from softdimo_plugins.metrics import frechet, inception_score, neighbors
 from softdimo_plugins.metrics.extract import extract
 from softdimo_plugins.samplers import truncate
+from softdimo_plugins.samplers.maskgen import MaskGen
 from softdimo_plugins.samplers.maskgit import MaskGIT, most_confident
 from softdimo_plugins.samplers.one_step import OneStep
 from softdimo_plugins.samplers.random_order import RandomOrder
@@ -22,7 +23,7 @@ def checked(function):
     return jaxtyped(function, typechecker=beartype.beartype)
 
 
-@pytest.mark.parametrize("sampler", [OneStep(init=Init()), MaskGIT(steps=3), RandomOrder(steps=3)])
+@pytest.mark.parametrize("sampler", [OneStep(init=Init()), MaskGIT(steps=3), MaskGen(steps=3), RandomOrder(steps=3)])
 def test_samplers(sampler):
     checked(type(sampler).sample)(sampler, CountingTeacher(), labels(4), rng())
     if isinstance(sampler, OneStep):

@@ -140,7 +140,7 @@ def test_smoke_is_small_and_valid(read, tmp_path):
     recipe = loaded.recipe
     assert loaded.smoke
     assert (recipe.train.iterations, recipe.train.batch_size, recipe.eval.seeds) == (2, 4, (0, 1))
-    assert recipe.eval.samples <= 16
+    assert (recipe.eval.samples, recipe.eval.reference) == (8, 16)
     assert recipe.eval.batch_size <= recipe.eval.samples
     assert recipe.search.conditions == recipe.search.batch_size == 2
     assert [t.player.accumulate for t in recipe.train.terms] == [1, 1]

@@ -93,6 +93,37 @@ def test_teachers_whose_soft_embedding_is_another(soften, message):
         testing.check_teacher(teacher(soften=soften).requires_grad_(False))
 
 
+class Reading(TinyTeacher):
+    """Adds what it makes of an encoding of the prompt."""
+
+    def forward(self, e, cond, at=None, features=()):
+        return super().forward(e + self.read(cond.tensors["states"])[:, None], cond, at, features)
+
+    def read(self, states):
+        return states.mean(1)
+
+
+def test_networks_that_read_encodings():
+    """They get conditions with encodings, of their own prompts and of the unconditional one."""
+    cond = testing.encoded(5, states=(7, 8))
+    assert cond.labels.tolist() == [-1] * 5
+    assert {name: tuple(t.shape) for name, t in cond.tensors.items()} == {"states": (5, 7, 8), "null.states": (5, 7, 8)}
+    assert torch.equal(cond.tensors["null.states"][0], cond.tensors["null.states"][4])
+    assert not torch.equal(cond.tensors["states"][0], cond.tensors["states"][1])
+    torch.manual_seed(0)
+    testing.check_teacher(Reading(), cond=cond)
+    with pytest.raises(KeyError, match="states"):
+        testing.check_teacher(Reading())
+    with refused("rest of the batch|permutation"):
+        testing.check_teacher(
+            variant(Reading, read=lambda s, t: t.mean((0, 1)).expand(len(t), -1) + t[:1, 0])(), cond=cond
+        )
+    with refused("the decoded image must"):
+        mixing = variant(TinyTokenizer, decode_soft=lambda s, p, c=None: (
+            TinyTokenizer.decode_soft(s, p) * c.tensors["states"].mean().sigmoid()))  # fmt: skip
+        testing.check_tokenizer(mixing(), cond=testing.encoded(3, states=(2, 2)))
+
+
 def soft(change):
     return lambda s, p, c=None: change(TinyTokenizer.decode_soft(s, p, c), p)
 

@@ -42,7 +42,7 @@ class Tokens(Spec):
     Nothing can be learned from them."""
 
     def smoke(self) -> Self:
-        """Random tokens: tiny tokenizers have no cache."""
+        """Random tokens: tokenizers of random weights have no cache."""
         return self.model_copy(update={"random": 64})
 
     def content(self) -> str:

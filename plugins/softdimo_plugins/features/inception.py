@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,7 +16,9 @@ from softdimo.kinds import Cond, Context, Features, Logs
 from softdimo.math.precision import wide
 from softdimo.shapes import Image
 from softdimo.weights import Published, Shapes
+from softdimo_plugins import imaging
 from softdimo_plugins.features.cnn import to_channels
+from softdimo_plugins.imaging import Rule, to_bytes, to_range
 from softdimo_plugins.public import PublicSpec
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -24,8 +27,6 @@ SIZE = 299
 """Height and width that the network sees."""
 UNUSED = "unused."
 """Prefix of the batch norms' counters, which play no part in evaluation; a file may have them or not."""
-
-Rule = Literal["truncate", "round", "adm", "stretch"]
 
 
 def _sizes(shapes: Shapes) -> dict[str, int]:
@@ -52,10 +53,15 @@ class Inception(PublicSpec):
     the nearest. `adm`: floor(127.5 (2 x - 1) + 128), the rule of guided-diffusion and Di[M]O, to the nearest as well.
     `stretch`: each image's least value becomes 0 and its greatest 255, truncated, as MaskGIT-pytorch v1.0 does before
     its FID; such numbers compare with that project's only."""
-    resize: Literal["tf_bilinear", "legacy"] = "tf_bilinear"
-    """To 299 x 299, both as TensorFlow 1 does (output pixel i reads at i * input / 299, without antialiasing).
-    `tf_bilinear`: torch-fidelity's arithmetic. `legacy`: by sampling on an affine grid, as the traced network behind
-    clean-fid's `legacy_tensorflow` does. They differ by rounding alone."""
+    lanczos: Annotated[int, Field(ge=1)] | None = None
+    """Before that, the square in the middle is resized to this height and width by Pillow's Lanczos filter, as bytes:
+    256 in GigaGAN's protocol for COCO, which real images went through too. Not at all when null."""
+    resize: Literal["tf_bilinear", "legacy", "t2i_benchmark", "clean"] = "tf_bilinear"
+    """To 299 x 299. `tf_bilinear` and `legacy`, as TensorFlow 1 does (output pixel i reads at i * input / 299, without
+    antialiasing): torch-fidelity's arithmetic, or sampling on an affine grid, as the traced network behind clean-fid's
+    `legacy_tensorflow` does; they differ by rounding alone. The others take the square in the middle and Pillow's
+    bicubic filter: `t2i_benchmark` resizes bytes, and the network sees x / 127.5 - 1, as in the package T2IBenchmark
+    that Di[M]O's FID of COCO is by; `clean` resizes floats, and clips them, as clean-fid's `clean` does."""
 
     def build(self, context: Context) -> InceptionFeatures:
         """The network, with fresh weights. WeightsError where the recipe names none, PluginError without the extra."""
@@ -65,10 +71,6 @@ class Inception(PublicSpec):
                 f"file, `weights: path/to/{FILE}` (`fresh: true` takes random ones, for trials only)"
             )
         return InceptionFeatures(self)
-
-    def smoke(self) -> Self:
-        """Random weights instead of a file's."""
-        return self.model_copy(update=self.without_public_weights())
 
 
 class InceptionFeatures(Features):
@@ -115,7 +117,8 @@ class InceptionFeatures(Features):
 
     def settings(self) -> dict[str, str]:
         """The rules before the network."""
-        return {"uint8": self.spec.uint8, "resize": self.spec.resize}
+        first = {} if self.spec.lanczos is None else {"lanczos": str(self.spec.lanczos)}
+        return {"uint8": self.spec.uint8, "resize": self.spec.resize} | first
 
     def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """None: this network is as it was published."""
@@ -125,25 +128,21 @@ class InceptionFeatures(Features):
         """pool3 and unbiased logits of images [B C H W] in [0, 1], C 1 or 3, in fp32."""
         scaled = to_range(to_channels(wide(img), 3), self.spec.uint8)
         pixels = to_bytes(scaled).float() + (scaled - scaled.detach())  # the bytes exactly, and a gradient
-        resized = tf_bilinear(pixels) if self.spec.resize == "tf_bilinear" else legacy(pixels)
         with torch.autocast(img.device.type, enabled=False):
-            features = self.trunk((resized - 128) / 128)
+            features = self.trunk(self._resized(pixels))
             return features, features @ self.fc.weight.T
 
-
-def to_range(img: Image, rule: Rule) -> Float[Tensor, "B C H W"]:
-    """Images in [0, 1] in the range of bytes by a rule of `Inception.uint8`; `to_bytes` then cuts fractions off."""
-    if rule == "stretch":
-        low, high = (f(img, dim=(1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
-        return (img - low) / (high - low).clamp_min(torch.finfo(img.dtype).tiny) * 255  # flat images are black
-    if rule == "adm":
-        return (2 * img - 1) * 127.5 + 128
-    return (img * 255).round() if rule == "round" else img * 255
-
-
-def to_bytes(scaled: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
-    """Clipped to [0, 255], fractions cut off."""
-    return scaled.clamp(0, 255).to(torch.uint8)
+    def _resized(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 299 299"]:
+        """Images in [0, 255] at the network's size and in its range."""
+        if self.spec.lanczos is not None:
+            pixels = imaging.resize(imaging.square(pixels), self.spec.lanczos, "lanczos")
+        if self.spec.resize == "t2i_benchmark":
+            return 2 * (imaging.resize(imaging.square(pixels), SIZE, "bicubic") / 255) - 1
+        if self.spec.resize == "clean":
+            resized = imaging.resize(imaging.square(pixels), SIZE, "bicubic", whole=False).clamp(0, 255)
+        else:
+            resized = tf_bilinear(pixels) if self.spec.resize == "tf_bilinear" else legacy(pixels)
+        return (resized - 128) / 128
 
 
 def tf_bilinear(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 299 299"]:

@@ -38,13 +38,23 @@ class MaskGIT(Iterative):
             masked = tokens == net.shape.V
             units = masked.nonzero()[:, 1].view(len(cond), -1)
             z = self.predict(net, tokens, cond, masked, step)
-            drawn = categorical(z, rng)
+            drawn = self.draw(z, step, rng)
             if n < units.shape[1]:
-                log_p = z.gather(-1, drawn[..., None])[..., 0] - z.logsumexp(-1)
-                chosen = most_confident(log_p, gumbel(log_p, rng), n, self.noise(step))
+                chosen = self.choose(z, drawn, n, step, rng)
                 units, drawn = units.gather(1, chosen), drawn.gather(1, chosen)
             tokens.scatter_(1, units, drawn)
         return tokens.view(len(cond), net.shape.L, net.shape.G)
+
+    def draw(self, z: Float[Tensor, "B m V"], step: int, rng: torch.Generator) -> Int[Tensor, "B m"]:
+        """A token for every masked unit."""
+        return categorical(z, rng)
+
+    def choose(
+        self, z: Float[Tensor, "B m V"], drawn: Int[Tensor, "B m"], n: int, step: int, rng: torch.Generator
+    ) -> Int[Tensor, "B n"]:
+        """Which n of the drawn tokens stay, as indices of masked units."""
+        log_p = z.gather(-1, drawn[..., None])[..., 0] - z.logsumexp(-1)
+        return most_confident(log_p, gumbel(log_p, rng), n, self.noise(step))
 
 
 def most_confident(

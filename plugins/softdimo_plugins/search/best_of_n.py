@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from softdimo.kinds import Cond, Found
+from softdimo.kinds import Cond, Context, Found
 from softdimo.math.best import best_of
 from softdimo.shapes import Embedding, Image, PerSample
 from softdimo.spec import Spec
+
+Rows = Annotated[int, Field(ge=1)] | None
 
 
 class BestOfN(Spec):
@@ -21,6 +23,16 @@ class BestOfN(Spec):
     """Starts per condition."""
     decode: Literal["argmax", "soft"] = "argmax"
     """What is scored, and what the user gets: the most probable tokens, or the soft decode."""
+    rows: Rows = None
+    """Images in memory at once; the `rows` of the search section when null."""
+
+    def build(self, context: Context) -> BestOfN:
+        """These settings, with the section's `rows` filled in."""
+        return self if self.rows else self.model_copy(update={"rows": context.rows})
+
+    def passes(self) -> float:
+        """Forward-equivalents per condition."""
+        return float(self.n)
 
     def run(
         self,
@@ -31,5 +43,5 @@ class BestOfN(Spec):
         rng: torch.Generator,
     ) -> Found:
         """The best start of each condition."""
-        e, best, scores = best_of(self.n, generator, score, start, cond, rng)
-        return Found(e, best, scores[:, None], float(self.n))
+        e, best, trace, rewards = best_of(self.n, generator, score, start, cond, rng, self.rows)
+        return Found(e, best, trace[:, None], self.passes(), rewards={name: r[:, None] for name, r in rewards.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -77,10 +77,6 @@ class Halton(PublicTransformer):
         if self.heads > self.width:
             raise RecipeError(f"heads: {self.heads} is more than width: {self.width}")
         return HaltonTeacher(self, one_group(self.use or "halton", context, self.classes))
-
-    def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 def modulation(width: int, n: int) -> nn.Sequential:

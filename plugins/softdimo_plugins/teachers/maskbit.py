@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,8 @@ from softdimo.shapes import Embedding, Mask, Probs, Tokens
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.bits import expected, signs
-from softdimo_plugins.layers import full_precision, run_blocks
+from softdimo_plugins.layers import SelfAttention, full_precision, run_blocks
 from softdimo_plugins.public import PublicTransformer
-from softdimo_plugins.teachers.maskgit import SelfAttention
 
 EPS = 1e-12
 """Of every layer norm."""
@@ -83,10 +82,6 @@ class MaskBit(PublicTransformer):
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return MaskBitTeacher(self, shape)
-
-    def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
 
 class Branch(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from softdimo.math.precision import wide
 from softdimo.shapes import Embedding, Mask
 from softdimo.spec import Fraction
 from softdimo.weights import Published, Shapes, count
-from softdimo_plugins.layers import attend, run_blocks
+from softdimo_plugins.layers import SelfAttention, run_blocks
 from softdimo_plugins.public import PublicTransformer, TableTeacher
 
 EPS = 1e-12
@@ -70,38 +70,20 @@ class MaskGit(PublicTransformer):
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
         return MaskGitTeacher(self, shape)
 
-    def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
 
+def one_group(name: str, context: Context, classes: int | None = None) -> TokenShape:
+    """The tokens of `context`, one group of classes; RecipeError if there are none, more groups, or more labels.
 
-def one_group(name: str, context: Context, classes: int) -> TokenShape:
-    """The tokens of `context`, one group of classes; RecipeError if there are none, more groups, or more labels."""
+    `classes`: how many labels the network knows, where it knows any.
+    """
     shape = context.tokens
     if shape is None:
         raise RecipeError(f"the teacher `{name}` needs a tokenizer; add a `tokenizer:` section")
     if shape.G != 1:
         raise RecipeError(f"the teacher `{name}` has one class per token, but the tokenizer gives {shape.G} groups")
-    if len(context.classes) > classes:
+    if classes is not None and len(context.classes) > classes:
         raise RecipeError(f"the data has {len(context.classes)} classes, the teacher `{name}` {classes}; raise classes")
     return shape
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention of every position to every position: [B L D] -> [B L D]."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.in_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Embedding) -> Embedding:
-        """Queries, keys and values lie one after another in the projection."""
-        q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, self.dropout if self.training else 0.0)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out
 
 
 class Attention(nn.Module):

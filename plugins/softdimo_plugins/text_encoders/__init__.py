@@ -1,1 +1,1 @@
-"""Built-in text encoders, each reached through its entry point."""
+"""Text encoders: prompts -> what teachers and tokenizers are conditioned on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from pydantic import Field
@@ -65,11 +65,6 @@ class MaskBitLFQ(PublicSpec):
     def build(self, context: Context) -> MaskBitTokenizer:
         """The tokenizer for the images of `context`, with fresh weights."""
         return MaskBitTokenizer(self, context.image)
-
-    def smoke(self) -> Self:
-        """Narrow, one block at each resolution, random weights instead of a file's; the tokens keep their shape."""
-        small = {"width": NORM_GROUPS, "blocks": 1, "multipliers": (1,) * len(self.multipliers)}
-        return self.model_copy(update=small | self.without_public_weights())
 
 
 class SameConv(nn.Conv2d):

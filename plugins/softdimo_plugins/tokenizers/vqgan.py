@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -75,11 +75,6 @@ class VQGAN(PublicSpec):
     def build(self, context: Context) -> VQGANTokenizer:
         """The tokenizer for the images of `context`, with fresh weights."""
         return VQGANTokenizer(self, context.image)
-
-    def smoke(self) -> Self:
-        """Narrow, one block at each resolution, random weights instead of a file's; the tokens keep their shape."""
-        tiny = {"width": NORM_GROUPS, "latent": 32, "blocks": 1, "multipliers": (1,) * len(self.multipliers)}
-        return self.model_copy(update=tiny | self.without_public_weights())
 
     def attends(self, level: int) -> bool:
         """Whether there is attention at a level, 0 being the finest."""

@@ -1,0 +1,1 @@
+"""The reward `hpsv2_official` for softdimo."""

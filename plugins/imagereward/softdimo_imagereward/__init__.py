@@ -1,0 +1,1 @@
+"""The reward `imagereward_official` for softdimo."""
