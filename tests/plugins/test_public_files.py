@@ -21,8 +21,8 @@ from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
 from softdimo_plugins.teachers.maskgen import MaskGen
 from softdimo_plugins.teachers.maskgit import MaskGit
-from softdimo_plugins.text_encoders.clip import Clip
 from softdimo_plugins.teachers.meissonic import Meissonic
+from softdimo_plugins.text_encoders.clip import Clip
 from softdimo_plugins.tokenizers.maskbit import MaskBitLFQ
 from softdimo_plugins.tokenizers.meissonic import MeissonicVQ
 from softdimo_plugins.tokenizers.tatitok import TATiTok, Tower
