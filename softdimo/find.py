@@ -28,6 +28,7 @@ from softdimo.report import found
 from softdimo.report.scale import number
 from softdimo.report.searched import budget, maximized, rewarded
 from softdimo.run import Say, Session, as_recorded, default_out, refuse_another, start_session
+from softdimo.spec import RecipeRef, Weights
 from softdimo.wanted import Wanted
 from softdimo.winners import CONDITIONS, Json, Searcher
 
@@ -148,7 +149,15 @@ def _recipe(loaded: Loaded, home: Path, session: Session) -> Model:
     fill(net, recipe.teacher, home / PRODUCT if weights is None else locate(weights, parts.ensure))
     net.requires_grad_(False).eval()
     parts.__dict__["teacher"] = net  # its table is the teacher's, which is not needed besides
-    return Model(home.name, parts, net, measure.student_init(weights, parts, session.smoke))
+    return Model(_name(weights) or home.name, parts, net, measure.student_init(weights, parts, session.smoke))
+
+
+def _name(weights: Weights | None) -> str:
+    """What to call a student by its weights: the recipe, the run or the file that they come from."""
+    if weights is None:
+        return ""
+    path = Path(weights.recipe if isinstance(weights, RecipeRef) else weights)
+    return path.parent.name if path.name == PRODUCT else path.stem
 
 
 def _asked(model: Model, labels: Sequence[str], prompts: Sequence[str]) -> list[Wanted]:

@@ -151,17 +151,19 @@ class _Batch:
             shown["best_of_n"] = self.look(self.best(spent, c), c)
         measured = list(of.score.statistics(c)) or [{}] * B
         for i, each in enumerate(self.wanted):
+            winner, trace = _winner(best, i), _trace(best, i)
+            steps = len(trace["score"][winner["start"]])
+            own = {name: looked for name, looked in shown.items() if _step(name) < steps}
             result: Json = {
                 "text": each.text, "label": each.label, "turn": each.turn, "key": each.key,
                 "budget": {"search": spent[i], "screening": best.screening, "calibration": of.score.calibration,
                            "total": spent[i] + of.score.calibration},
                 "best_of": round(spent[i]) if of.compare else None,
-                "seconds": round(seconds / B, 4), "batch": B,
-                "units": measured[i], "trace": _trace(best, i), "winner": _winner(best, i),
-                "shown": {name: looked.row(i) for name, looked in shown.items()},
+                "seconds": round(seconds / B, 4), "batch": B, "units": measured[i], "trace": trace, "winner": winner,
+                "shown": {name: looked.row(i) for name, looked in own.items()},
             }  # fmt: skip
             home = folder / CONDITIONS / each.key
-            for name, looked in shown.items():
+            for name, looked in own.items():
                 save(_picture(looked.images[i]), home / f"{name}.png", f"{each.text}: {name.replace('_', ' ')}")
             write_json(home / RESULT, result)
             found(each, result)
@@ -181,6 +183,11 @@ class _Batch:
             found = best_of(n, self.generator, self.of.score, self.begin, cond[at], rng, self.of.rows)
             out |= dict(zip(at.tolist(), found.e, strict=True))
         return torch.stack([out[i] for i in range(len(numbers))])
+
+
+def _step(name: str) -> int:
+    """Which step a picture is of; 0 for those that are of none."""
+    return int(name.removeprefix("step_")) if name.startswith("step_") else 0
 
 
 def _trace(found: Found, i: int) -> Json:
