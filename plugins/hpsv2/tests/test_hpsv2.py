@@ -47,8 +47,11 @@ def test_the_package_and_our_own_agree(tmp_path, tiny, size):
     norms = theirs[1].flatten(1).norm(dim=1)
     assert norms.min() > 1e-5
     assert ((theirs[1] - ours[1]).flatten(1).norm(dim=1) <= 1e-5 * norms).all()
-    print(f"difference {(theirs[0] - ours[0]).abs().max():.2g}, of gradients {(theirs[1] - ours[1]).norm():.2g} "
-          f"of {theirs[1].norm():.3g}")  # fmt: skip
+    size_of = "tiny" if tiny else "full"
+    print(
+        f"{size_of} {list(size)}: scores differ by {(theirs[0] - ours[0]).abs().max():.2g}, gradients by "
+        f"{(theirs[1] - ours[1]).norm() / theirs[1].norm():.2g} of their size"
+    )
 
 
 def test_contract():
