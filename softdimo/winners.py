@@ -113,21 +113,17 @@ class _Batch:
         ready = of.data.ready(cond(wanted)).to(of.device)
         place = {_PLACE: torch.arange(len(wanted), device=of.device)}
         self.cond = replace(ready, tensors={**ready.tensors, **place})
-        self.first: Embedding | None = None
         self.rngs: list[torch.Generator] = []
 
     def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:
         """A start: the student's own random input, of each condition's own generator."""
         net, init = self.of.net, self.of.init
         places = cond.tensors[_PLACE].tolist()
-        e = torch.cat([start(net, cond[i : i + 1], init, self.rngs[place])[1] for i, place in enumerate(places)])
-        self.first = e if self.first is None else self.first
-        return e
+        return torch.cat([start(net, cond[i : i + 1], init, self.rngs[place])[1] for i, place in enumerate(places)])
 
     def seeded(self, purpose: str) -> torch.Generator:
         """Turn every condition's generator back to the beginning; returns one for whatever else a search draws."""
         self.rngs = [self._rng(each.key, purpose) for each in self.wanted]
-        self.first = None
         return self._rng(*(each.key for each in self.wanted), purpose)
 
     def _rng(self, *place: object) -> torch.Generator:
@@ -139,9 +135,8 @@ class _Batch:
         c = of.score.calibrated(self.generator, self.begin, self.cond, self.seeded("pool"), of.rows)
         best = of.method.run(self.generator, of.score, self.begin, c, self.seeded("start"))
         seconds = time.perf_counter() - began
-        one_step, B = self.first, len(c)
-        assert one_step is not None
-        shown = {"one_step": self.look(one_step, c)}
+        B, first = len(c), self.begin(c, self.seeded("start"))
+        shown = {"one_step": self.look(first, c)}
         path = best.path if best.path is not None else best.e[None]
         for i, e in enumerate(path[: None if best.path is not None else 0]):
             shown["start" if i == 0 else f"step_{i}"] = self.look(e, c)

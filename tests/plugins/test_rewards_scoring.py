@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from softdimo.kinds import Cond
+from softdimo_plugins.losses.augment import Augment
+from softdimo_plugins.losses.reward import RewardTerm, Weighted
 from softdimo_plugins.rewards.clip_score import ClipScore
 from softdimo_plugins.rewards.hpsv2 import HPSv2
 from softdimo_plugins.rewards.image_reward import ImageReward
 from softdimo_plugins.rewards.pickscore import PickScore
 from softdimo_plugins.rewards.scoring import TOGETHER, Reader
 from tests.plugins.reward_networks import cond, noise
+from tests.plugins.terms import context, roll
 from tests.plugins.test_rewards_published import KINDS, made, small
 
 CPU = torch.device("cpu")
@@ -125,6 +129,22 @@ def test_scores_under_autocast_are_close_and_in_full_precision(kind, at_once):
     with contextlib.ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_student_learns_from_the_prompts_of_its_batch(autocast):
+    """Through the soft decode, gray images of 4 x 6, and random views of them."""
+    ctx = context(double=False)
+    seen = roll(ctx)
+    seen.cond = replace(seen.cond, prompts=WORDS)
+    pairs = [(Weighted(reward=small(kind), name=kind.__name__), made(small(kind, at_once=3))) for kind in KINDS]
+    term = RewardTerm(pairs, pairs[:1], Augment(crop=0.7, views=2))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, logs = term.generator(seen)
+    (g,) = torch.autograd.grad(loss, seen.logits, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(loss, seen.logits)[0], g)
+    assert (g.flatten(1).norm(dim=1) > 0).all()
+    assert set(logs) == {*(kind.__name__ for kind in KINDS), "held_out/ClipScore"}
 
 
 def test_doubles_stay_doubles():

@@ -89,7 +89,7 @@ def towers(name: str, model: str, quick: bool = False, tiny: bool = False) -> An
     config["quick_gelu"] = quick or config.get("quick_gelu", False)
     own_text = config.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if own_text else open_clip.CLIP
-    return _reached(name, model, lambda: kind(**config))
+    return _reached(name, model, lambda: kind(**config)) if "hf_model_name" in text else kind(**config)
 
 
 def tokenizer(name: str, model: str, tiny: bool = False) -> Tokenize:
