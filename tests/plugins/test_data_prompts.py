@@ -215,7 +215,7 @@ def test_memory_is_offsets_not_objects(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', {}, "holds no list of texts or records, but a dict"),
         ("a.json", b"[", {}, "is not JSON that can be read"),
         ("a.json", b'["a", 3]', {}, "record 2: is a int, not a record or a text"),
-        ("a.csv", b"a\n", {}, r"is no file of texts \(\.txt, "),
+        ("a.xyz", b"a\n", {}, r"is no file of texts \(\.txt, "),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(
