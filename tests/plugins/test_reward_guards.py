@@ -272,6 +272,21 @@ def test_without_held_out_rewards_nothing_can_part():
         RewardLoss(use="reward", rewards=(Weighted(reward=classifier()),), stop_when_parted=Parting()).build(here())
 
 
+def test_two_rewards_need_two_names():
+    for settings in (
+        {"rewards": (named("c"), named("c"))},
+        {"rewards": (named(""),), "held_out": (named(""), named(""))},
+    ):
+        with pytest.raises(PluginError, match=r"two rewards are called `c.*`.* give one a `name:`"):
+            RewardLoss(use="reward", **settings).build(here())
+    RewardLoss(use="reward", rewards=(named("c"), named("d")), held_out=(named("c"),)).build(here())
+
+
+def named(name):
+    reward = ClassLogProb(use="class_log_prob", classifier=CNN(use="cnn", width=4, features=4))
+    return Weighted(reward=reward, name=name)
+
+
 def classifier():
     return ClassLogProb(classifier=CNN(use="cnn", width=4, features=4))
 

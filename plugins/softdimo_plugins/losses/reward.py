@@ -30,6 +30,11 @@ class Weighted(Settings):
     name: str = ""
     """Name in the log; the component's name when empty."""
 
+    @property
+    def shown(self) -> str:
+        """Its name in the log."""
+        return self.name or self.reward.use
+
 
 class RewardLoss(LossSpec):
     """-sum_i lambda_i E[R_i(Dec(E_dec^T p_theta), c)]; `held_out` rewards are only watched."""
@@ -61,6 +66,10 @@ class RewardLoss(LossSpec):
             raise PluginError("the loss `reward` needs a `tokenizer:` section in the recipe")
         if not self.rewards:
             raise PluginError("the loss `reward` needs at least one entry in `rewards`")
+        for entries in (self.rewards, self.held_out):
+            names = [entry.shown for entry in entries]
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise PluginError(f"two rewards are called `{twice[0]}` in the log; give one a `name:` of its own")
         optimized = [(r, context.make(r.reward)) for r in self.rewards]
         for entry, built in optimized:
             if not built.differentiable:
@@ -95,13 +104,13 @@ class RewardTerm:
         loss = roll.logits.new_zeros(())
         logs: Logs = {}
         for (entry, _), score in zip(self.optimized, self._scores(roll), strict=True):
-            logs[entry.name or entry.reward.use] = score.detach().mean()
+            logs[entry.shown] = score.detach().mean()
             capped = score if entry.cap is None else score.clamp(max=entry.cap)
             loss = loss - entry.weight * capped.mean()
         held_out: dict[str, Tensor] = {}
         with torch.no_grad():
             for entry, reward in self.held_out:
-                held_out[entry.name or entry.reward.use] = rated(reward, roll.images, roll.cond).mean()
+                held_out[entry.shown] = rated(reward, roll.images, roll.cond).mean()
         if self.watch is not None:
             seen = torch.stack([-loss.detach(), *(v.to(loss) for v in held_out.values())])
             optimized, *others = mean_over_ranks(seen).tolist()
