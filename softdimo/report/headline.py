@@ -9,7 +9,7 @@ from typing import Any
 
 from softdimo.report.folder import Folder
 from softdimo.report.scale import number
-from softdimo.report.table import LABELS, Table, lower_is_better, passes
+from softdimo.report.table import Table, lower_is_better, passes, spelled
 
 Row = Mapping[str, Any]
 
@@ -89,7 +89,7 @@ def _own(folder: Folder, students: list[Row]) -> Row:
 def _verdict(table: Table, metric: str, student: Row, teachers: list[Row], sign: int) -> str:
     if not teachers:
         return ""
-    mine, shown = table.value(student, metric), LABELS.get(metric, metric.replace("_", " "))
+    mine, shown = table.value(student, metric), spelled(metric)
     level = [r for r in teachers if sign * table.value(r, metric) <= sign * mine]
     worse = [r for r in teachers if sign * table.value(r, metric) > sign * mine]
     one = float(student.get("passes") or 1)
