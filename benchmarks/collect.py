@@ -1,6 +1,7 @@
 """Keep a finished run's numbers: `python benchmarks/collect.py RUN` copies eval, search and lock file into results/.
 
-`--into imagenet256` copies them into that folder of results/, beside the papers' tables (`papers.py`).
+`--into imagenet256` (or coco30k, geneval, hpsv2) copies them into that folder of results/, beside the papers' tables
+(`papers.py`).
 """
 
 from __future__ import annotations

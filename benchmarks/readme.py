@@ -139,22 +139,23 @@ def one_step(result: dict[str, Any]) -> str:
 
 def published() -> str:
     """benchmarks/published/README.md: the papers' tables, and our rows beside them."""
+    found = {folder: papers.ours(folder) for folder in papers.IMAGES}
+    known: dict[str, set[str]] = {folder: set() for folder in papers.IMAGES}
     parts = [
         "# The tables of the papers\n\nOf Soft-Di[M]O (arXiv 2509.22925) and Di[M]O (arXiv 2503.15457): every number "
         "as printed there, in `*.csv`, with a column `evaluator` of ours for what is known of how it was made. Rows of "
-        "unlike evaluators are in tables of their own. Our columns are rows of `benchmarks/results/imagenet256/*.json` "
-        "(`python benchmarks/collect.py RUN --into imagenet256`), all of one evaluator. This page is made by `python "
-        "benchmarks/readme.py`."
+        "unlike evaluators are in tables of their own. Our columns are rows of `benchmarks/results/<folder>/*.json` "
+        "(`python benchmarks/collect.py RUN --into FOLDER`), each folder of one evaluator: "
+        f"{', '.join(found)}. This page is made by `python benchmarks/readme.py`."
     ]
-    by_folder: dict[str, list[dict[str, str]]] = {}
     for paper in papers.TABLES:
-        rows, found = papers.read(paper), papers.ours(paper.folder)
-        by_folder.setdefault(paper.folder, []).extend(r for lines in rows.values() for r in lines)
-        parts += [f"## {paper.title}", *filter(None, [paper.note]), tables.ours(found), tables.paper(rows, found)]
-    for folder, lines in by_folder.items():
-        found = papers.ours(folder)
-        if found is not None and (rest := found.others(lines)):
-            parts += [f"## Other rows of {folder}", markdown_table({**found.evaluation, "rows": rest})]
+        rows, mine = papers.read(paper), {folder: found[folder] for folder in paper.folders}
+        for folder in mine:
+            known[folder] |= {papers.name_of(paper, line) for lines in rows.values() for line in lines}
+        parts += [f"## {paper.title}", *filter(None, [paper.note]), tables.ours(mine), tables.paper(paper, rows, mine)]
+    for folder, all_of_it in found.items():
+        if all_of_it is not None and (rest := all_of_it.others(known[folder])):
+            parts += [f"## Other rows of {folder}", markdown_table({**all_of_it.evaluation, "rows": rest})]
     return "\n\n".join(parts) + "\n"
 
 

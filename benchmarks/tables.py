@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from papers import COLUMNS, EVALUATORS, OURS, Ours
+from papers import COLUMNS, EVALUATORS, IMAGES, Ours, Paper, name_of
 
 from softdimo.report.table import Table, label, markdown_table
 
@@ -275,32 +275,44 @@ def _settings(sampler: Mapping[str, Any]) -> str:
     return "; ".join([f"{guidance['scale']:g}{ramp}", *own])
 
 
-def paper(published: Published, found: Ours | None) -> str:
-    """One table of a paper, apart by evaluator, with our rows beside; a cell is empty where nothing was run."""
-    made = Table(found.evaluation) if found else None
+def paper(shown: Paper, published: Published, found: Mapping[str, Ours | None]) -> str:
+    """One table of a paper, apart by evaluator, with our rows beside; a cell is empty where nothing was run.
+
+    `found` are our rows by folder.
+    """
     parts = []
     for evaluator, lines in published.items():
-        shown = [c for c in COLUMNS if any(row.get(c) for row in lines)]
-        own = [c for c in shown if c in OURS]
+        columns = [c for c in shown.columns or COLUMNS if any(line.get(c) for line in lines)]
         body: list[list[object]] = []
         for line in lines:
-            mine = found.row(line) if found else None
-            cells = [made.cell(mine, OURS[c]) if made and mine else "" for c in own]
-            body.append([line["method"], line["steps"], *(line[c] for c in shown), *cells])
-        heads = ["published", "steps", *(COLUMNS[c] for c in shown), *(f"our {label(OURS[c])}" for c in own)]
+            name = name_of(shown, line)
+            mine = [_cell(found[COLUMNS[c].folder], name, COLUMNS[c].metric) for c in columns]
+            body.append([line["method"], line["steps"], *(line[c] for c in columns), *mine])
+        heads = ["published", "steps", *(COLUMNS[c].head for c in columns)]
+        heads += [f"our {label(COLUMNS[c].metric)}" for c in columns]
         parts.append(f"{EVALUATORS[evaluator]}\n\n{table(heads, body)}")
     return "\n\n".join(parts)
 
 
-def ours(found: Ours | None) -> str:
+def _cell(found: Ours | None, name: str, metric: str) -> str:
+    row = found.row(name) if found else None
+    return Table(found.evaluation).cell(row, metric) if found and row else ""
+
+
+def ours(found: Mapping[str, Ours | None]) -> str:
     """Who measured our rows."""
+    return "\n".join(_ours(folder, rows) for folder, rows in found.items())
+
+
+def _ours(folder: str, found: Ours | None) -> str:
     if found is None:
-        return "Ours: none was run, so our columns are empty."
-    result = found.evaluation
-    fewer = (
-        "; fewer images than the 50,000 of the papers make the distance larger" if result["samples"] < 50_000 else ""
-    )
+        return f"Ours ({folder}): none was run, so our columns are empty."
+    result, whole = found.evaluation, IMAGES[folder]
+    fewer = f"; fewer images than the {whole:,} of the papers" if result["samples"] < whole else ""
+    fewer += " make the distance larger" if fewer and folder in ("imagenet256", "coco30k") else ""
+    named = [f"{name}: {about['formula']}" for name, about in result["evaluator"].items() if "formula" in about]
+    formulas = f" ({'; '.join(named)})" if named else ""
     return (
-        f"Ours: {result['samples']} images a row{fewer}. Their evaluator {result['evaluator_hash'][:12]} is none of "
-        "the published ones."
+        f"Ours ({folder}): {result['samples']} images a row{fewer}. Their evaluator {result['evaluator_hash'][:12]}"
+        f"{formulas} is none of the published ones."
     )

@@ -130,7 +130,7 @@ def evaluate(
         judges, whole = pieces.metrics(), pieces.metrics()
         rows = _rows(pieces, judges, real)
         _feed_reference((judges, whole), reference_images(pieces, judges, reference, batch_size, progress, trial))
-        evaluator: Json = {name: dict(metric.fingerprint()) for name, metric in judges.items()}
+        evaluator: Json = pieces.ranks.once(lambda: {name: dict(m.fingerprint()) for name, m in judges.items()})
         refuse_players(evaluator, pieces.forbidden)
         evaluator["data"] = pieces.data.fingerprint()
         result: Json = {

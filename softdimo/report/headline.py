@@ -9,7 +9,7 @@ from typing import Any
 
 from softdimo.report.folder import Folder
 from softdimo.report.scale import number
-from softdimo.report.table import LABELS, Table, lower_is_better, passes
+from softdimo.report.table import Table, lower_is_better, passes, spelled
 
 Row = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ def about(folder: Folder) -> str:
             f"A masked-diffusion teacher ({teacher or 'given by its weights'}) is distilled into a student that draws "
             f"an image in one network pass{where}."
         )
-        parts.append(f"The student minimizes {_count(len(terms), 'term')} ({names}) for {length(train)}.")
+        parts.append(f"The student minimizes {_count(len(terms), 'term')} ({names}) for {length(folder)}.")
         start = (train.get("start") or {}).get("from")
         parts.append("It starts from an earlier student." if start else "It starts as a copy of the teacher.")
     elif train:
@@ -37,7 +37,7 @@ def about(folder: Folder) -> str:
             "tokenizer": "A tokenizer, which turns images into tokens and back, is trained",
             "features": "A feature network, used to measure and to reward, is trained",
         }.get(folder.network, f"The {folder.network} is trained")
-        parts.append(f"{what}{where} for {length(train)}.")
+        parts.append(f"{what}{where} for {length(folder)}.")
     doing = [w for k, w in (("eval", "an evaluation"), ("search", "a test-time search")) if recipe.get(k)]
     if doing and not train:
         parts.append(f"This run is {' and '.join(doing)}{where}.")
@@ -89,7 +89,7 @@ def _own(folder: Folder, students: list[Row]) -> Row:
 def _verdict(table: Table, metric: str, student: Row, teachers: list[Row], sign: int) -> str:
     if not teachers:
         return ""
-    mine, shown = table.value(student, metric), LABELS.get(metric, metric.replace("_", " "))
+    mine, shown = table.value(student, metric), spelled(metric)
     level = [r for r in teachers if sign * table.value(r, metric) <= sign * mine]
     worse = [r for r in teachers if sign * table.value(r, metric) > sign * mine]
     one = float(student.get("passes") or 1)
@@ -123,6 +123,8 @@ def _count(n: int, word: str) -> str:
     return f"{n} {word}{'' if n == 1 else 's'}"
 
 
-def length(train: Mapping[str, Any]) -> str:
-    """`600 iterations of 48 samples`."""
-    return f"{train.get('iterations', '?')} iterations of {train.get('batch_size', '?')} samples"
+def length(folder: Folder) -> str:
+    """`600 iterations of 48 samples`, or `310 of 600 iterations of 48 samples`."""
+    train = folder.recipe.get("train") or {}
+    part = f"{folder.ended['iterations']} of " if folder.ended else ""
+    return f"{part}{train.get('iterations', '?')} iterations of {train.get('batch_size', '?')} samples"

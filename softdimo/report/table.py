@@ -16,14 +16,19 @@ from softdimo.report.scale import digits_of, number
 LABELS = {
     "fd": "Fréchet distance", "fid": "FID", "class_tv": "class TV", "inception_score": "Inception score",
 }  # fmt: skip
+_WORDS = {"clip": "CLIP", "geneval": "GenEval", "hps": "HPS"}
 _LOWER = ("fd", "fid", "kid", "frechet", "tv", "distance", "divergence", "error", "loss")
 
 
 def label(name: str) -> str:
     """A metric's name for people, with the direction that is better."""
     prefix, _, key = name.rpartition("/")
-    shown = LABELS.get(key, key.replace("_", " "))
-    return f"{f'{prefix} ' if prefix else ''}{shown} {'↓' if lower_is_better(name) else '↑'}"
+    return f"{f'{prefix} ' if prefix else ''}{spelled(key)} {'↓' if lower_is_better(name) else '↑'}"
+
+
+def spelled(key: str) -> str:
+    """A number's name in words."""
+    return LABELS.get(key) or " ".join(_WORDS.get(word, word) for word in key.split("_"))
 
 
 def lower_is_better(name: str) -> bool:

@@ -22,6 +22,7 @@ from PIL import Image
 from softdimo import registry, testing
 from softdimo.kinds import Cond, Context, ImageShape, TokenShape
 from softdimo.spec import Spec
+from softdimo_plugins.metrics.outside import STANDIN
 from tests import caches
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -137,8 +138,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "sampler random_order": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}],
     "sampler one_step": [{}, {"top_k": 3}, {"top_p": 0.5, "temperature": 2.0}],
-    "search tteo": [{}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2}],
-    "search best_of_n": [{}, {"n": 1, "decode": "soft"}],
+    "search tteo": [
+        {}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2},
+        {"optimizer": "sgd", "lr": 5, "momentum": 0.9, "nesterov": True, "clip": 0.1, "norm_prior": 0.01, "rows": 3},
+        {"optimizer": "normalized", "lr": 0.1, "norm_prior": 0.01, "norm_of": "noise", "patience": 1, "rows": 5},
+        {"norm_prior": 0.01, "norm_of": "table", "starts": 1},
+    ],
+    "search best_of_n": [{}, {"n": 1, "decode": "soft"}, {"n": 5, "rows": 4}],
     "data animals": [{}, {"mirror": False}],
     "data digits": [{}, {"condition": "digit"}],
     "data folder": [
@@ -149,6 +155,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "data labels": [{"classes": 12}, {"classes": 12, "balanced": True}],
     "data tokens": [{"path": "cache", "size": 8}, {"path": "cache", "size": 8, "verify": True}],
     "data webdataset": [{"path": "tars", "size": 8}, {"path": "tars", "channels": 1, "mirror": True}],
+    "metric clip_score": [{"network": {"use": "clip_score", "tiny": True, "fresh": True, "weights": None}}],
+    "metric hpsv2_benchmark": [{"reward": {"use": "class_log_prob", "classifier": CNN}}],
+    "metric geneval": [{"command": STANDIN}],
+    "metric command": [{"command": STANDIN}, {"command": STANDIN, "answers": "images"}],
 } | {
     f"metric {name}": [{"features": CNN}]
     for name in ("frechet", "inception_score", "precision_recall", "density_coverage", "accuracy")

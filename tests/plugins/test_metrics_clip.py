@@ -82,11 +82,6 @@ def test_what_the_script_does_to_images_is_seen_to_the_last_bit(metric):
         assert torch.equal(found, expected)
 
 
-def test_contract():
-    testing.check_metric(settings().build)
-    testing.check_metric(settings(name="other", lanczos=None, prefix="", uint8="round").build)
-
-
 def test_the_defaults_are_those_of_the_papers():
     spec = ClipScore(use="clip_score")
     assert (spec.network.model, spec.network.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")

@@ -65,8 +65,8 @@ class Program:
         Raises PluginError where it cannot be started, fails, takes too long, or answers something else.
         """
         answer = self._ask({"version": VERSION, **request})
-        if request["images"] and _told(answer, self) != (known := self.provenance()):
-            raise self.fault(f"its provenance was {known} before, and is {answer['provenance']} now: was it changed?")
+        if request["images"] and (told := _told(answer, self)) != (known := self.provenance()):
+            raise self.fault(f"its provenance was {known} before, and is {told} now: was it changed?")
         return answer
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
