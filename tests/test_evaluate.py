@@ -336,18 +336,11 @@ def test_progress_counts_to_the_end(tmp_path):
 
 
 def test_a_network_is_hashed_once_for_all_rows(tmp_path, monkeypatch):
-    hashed = []
+    hashed, tokenizer = [], Painter()
     monkeypatch.setattr(table, "digest_module", lambda net: hashed.append(net) or digest_module(net))
-    tokenizer, other = Painter(), CountingTeacher()
-    result = run(
-        tmp_path,
-        TWO_STEPS,
-        dataclasses.replace(TWO_STEPS, name="again", sampler=RandomOrder(steps=3)),
-        dataclasses.replace(STUDENT, net=other),
-        tokenizer=tokenizer,
-    )
-    assert hashed == [TWO_STEPS.net, tokenizer, other]
-    assert len({row["key"] for row in result["rows"]}) == 5
+    rows = [TWO_STEPS, dataclasses.replace(TWO_STEPS, name="again", sampler=RandomOrder(steps=3)), STUDENT]
+    assert len({row["key"] for row in run(tmp_path, *rows, tokenizer=tokenizer)["rows"]}) == 5
+    assert hashed == [TWO_STEPS.net, tokenizer, STUDENT.net]
 
 
 def test_features_are_computed_once_per_image(tmp_path):

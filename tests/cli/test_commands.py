@@ -124,9 +124,9 @@ def test_models(recipe, spy, capsys):
     assert (seen.calls[2].prompts, seen.calls[2].labels) == (["a cup, blue", "b", "a dog", "two, or more, cats"], [])
     Path("lines.txt").write_text(" \n")
     assert main(["sample", "runs/x", "--prompts-file", "lines.txt"]) == 3
-    assert "lines.txt has no prompts" in capsys.readouterr().err
+    assert "lines.txt holds no prompt" in capsys.readouterr().err
     assert main(["sample", "runs/x", "--prompts-file", "nowhere.txt"]) == 3
-    assert "cannot read nowhere.txt" in capsys.readouterr().err
+    assert "cannot read the prompts of nowhere.txt" in capsys.readouterr().err
     assert len(seen.calls) == 3
     seen = spy("softdimo.export.export", Path("e"))
     assert main(["export", "runs/x", "--out", "e"]) == 0

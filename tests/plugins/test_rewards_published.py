@@ -22,7 +22,7 @@ from softdimo_plugins.rewards.aesthetic import Aesthetic, ClipImage
 from softdimo_plugins.rewards.clip import look_up, tokenizer, towers
 from softdimo_plugins.rewards.clip_score import ClipScore
 from softdimo_plugins.rewards.hpsv2 import FILES, HPSv2
-from softdimo_plugins.rewards.image_reward import MEAN, STD, TINY, WORDS, ImageReward, words
+from softdimo_plugins.rewards.image_reward import MEAN, STD, TINY, ImageReward
 from softdimo_plugins.rewards.pickscore import PickScore
 from softdimo_plugins.rewards.prepare import CLIP_MEAN, CLIP_STD
 from tests.plugins.reward_networks import (
@@ -320,39 +320,3 @@ def test_a_tokenizer_that_lies_on_the_hub_is_told(monkeypatch):
     monkeypatch.setattr("open_clip.get_tokenizer", lambda model: (_ for _ in ()).throw(OSError("no connection\nmore")))
     with pytest.raises(WeightsError, match=r"text side of `ViT-B-16-SigLIP` lies on .* \(no connection\); fetch it"):
         tokenizer("clip_score", "ViT-B-16-SigLIP")
-
-
-# the vocabulary of ImageReward
-
-
-def test_a_vocabulary_is_read_and_another_file_is_refused(tmp_path):
-    file = tmp_path / "vocab.txt"
-    special = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    known = ["a", "red", "cat", "##s", ","]
-    rest = [f"w{i}" for i in range(WORDS - len(special) - len(known))]
-    file.write_text("\n".join([*special, *known, *rest]) + "\n", encoding="utf-8")
-    reward = made(small(ImageReward, vocabulary=str(file)))
-    ids, mask = reward.encode(["A red CATS, x"])[0]
-    found = words(str(file))
-    assert [found[i] for i in ids[:8]] == ["[CLS]", "a", "red", "cat", "##s", ",", "[UNK]", "[SEP]"]
-    assert mask.tolist() == [1] * 8 + [0] * 27
-    assert ids[8:].tolist() == [0] * 27
-    long = reward.encode(["red " * 60])[0, 0].tolist()
-    assert (long[0], long[-1], len(long)) == (101, 102, 35)
-
-    file.write_text("\n".join([*special, *known]), encoding="utf-8")
-    with pytest.raises(WeightsError, match=f"is not the vocabulary of bert-base-uncased, which has {WORDS} lines"):
-        made(small(ImageReward, vocabulary=str(file))).encode(["a"])
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(WeightsError, match="is not a vocabulary that can be read"):
-        words(str(file))
-
-
-def test_a_vocabulary_on_the_hub_is_fetched_when_it_is_needed(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a: asked.append(a) or str(tmp_path / "none"))
-    reward = made(small(ImageReward, vocabulary="hf://google-bert/bert-base-uncased/vocab.txt"))
-    assert not asked
-    with pytest.raises(WeightsError, match="is not a vocabulary that can be read"):
-        reward(noise(1), cond("a"))
-    assert asked == [("google-bert/bert-base-uncased", "vocab.txt")]
