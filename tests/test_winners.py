@@ -200,8 +200,7 @@ def test_prompts_are_encoded_and_searched_apart(tmp_path):
     made.run(asked, tmp_path)
     assert [each.text for each in asked] == ["a red fox", "an owl", "a red fox"]
     assert encoded.count("an owl") == 1
-    found = results(tmp_path)
-    assert len(found) == 3
+    assert len(found := results(tmp_path)) == 3
     assert asked[0].key.startswith("a_red_fox-")
     assert found[asked[0].key]["label"] == -1
     assert found[asked[0].key]["trace"] != found[asked[2].key]["trace"]
