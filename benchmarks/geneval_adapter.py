@@ -50,7 +50,7 @@ def main() -> None:
     ask.add_argument("--geneval", type=Path, required=True, help="a clone of the scorer's repository")
     ask.add_argument("--model-path", type=Path, required=True, help=f"the folder of {DETECTOR}.pth")
     ask.add_argument("--model-config", type=Path, help="the detector's configuration; mmdet's own by default")
-    ask.add_argument("--options", nargs="*", default=[], help="of the script, key=value; papers give none")
+    ask.add_argument("--option", action="append", default=[], help="of the script, key=value; papers give none")
     ask.add_argument("request", type=Path)
     ask.add_argument("answer", type=Path)
     asked = ask.parse_args()
@@ -64,12 +64,12 @@ def main() -> None:
         command += ["--model-path", str(asked.model_path)]
         if asked.model_config:
             command += ["--model-config", str(asked.model_config)]
-        if asked.options:
-            command += ["--options", *asked.options]
+        if asked.option:
+            command += ["--options", *asked.option]
         done = subprocess.run(command)
         if done.returncode:
             sys.exit(done.returncode)
-    answer = {"provenance": provenance(script, detector, asked.options)}
+    answer = {"provenance": provenance(script, detector, asked.option)}
     asked.answer.write_text(json.dumps(answer), encoding="utf-8")
 
 
