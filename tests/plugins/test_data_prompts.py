@@ -246,6 +246,7 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
 def test_a_tiny_version_makes_prompts_up_where_there_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.txt", MANY)
     assert Prompts(path=str(path)).smoke() == Prompts(path=str(path))
+    assert Prompts(path=str(path), size=1024).smoke() == Prompts(path=str(path), size=256)
     for gone in (Prompts(path="gone.txt"), Prompts(path=str(path), held_out=str(tmp_path / "bench"), group="file")):
         tiny = gone.smoke()
         assert (tiny.random, tiny.content()) == (64, "")

@@ -267,3 +267,5 @@ def test_a_tiny_version_has_two_blocks_of_the_same_width_and_no_file() -> None:
     tiny = Clip(weights="big.safetensors", dtype="float16").smoke()
     assert (tiny.depth, tiny.width, tiny.heads, tiny.weights, tiny.fresh) == (2, 1024, 16, None, True)
     assert tiny.dtype == "float16"
+    assert Clip(vocabulary="hf://a/b").smoke().vocabulary is None
+    assert Clip(vocabulary="there").smoke().vocabulary == "there"

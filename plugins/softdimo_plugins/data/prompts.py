@@ -56,8 +56,9 @@ class Prompts(Spec):
     """So many made-up prompts instead of files, to try the code: `--smoke` says 64 where the files are not there."""
 
     def smoke(self) -> Self:
-        """Made-up prompts where files are missing."""
-        return self if all(path.exists() for path in self._paths()) else self.model_copy(update={"random": 64})
+        """Images of 256 px at most, and made-up prompts where files are missing."""
+        small = self.model_copy(update={"size": min(256, self.size)})
+        return small if all(path.exists() for path in self._paths()) else small.model_copy(update={"random": 64})
 
     def content(self) -> str:
         """SHA-256 of the files' bytes, in their order; they are read again only when a size or a time has changed."""

@@ -162,8 +162,9 @@ class Clip(PublicTransformer):
         return words.digest(words.locate(self.vocabulary))
 
     def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
+        """Two blocks, random weights instead of a file's, no vocabulary of the hub's; all else keeps its size."""
+        ours = None if self.vocabulary is not None and self.vocabulary.startswith("hf://") else self.vocabulary
+        return super().smoke().model_copy(update={"vocabulary": ours})
 
 
 class ClipEncoder(TextEncoder):
