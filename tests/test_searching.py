@@ -13,25 +13,7 @@ from softdimo.searching import SearchPieces, search
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import Blobs, CountingTeacher, Painter, labels, rng
-
-
-class Bright:
-    """Mean brightness of the left half, more for higher labels; needs 3 channels."""
-
-    differentiable = True
-
-    def __call__(self, img, cond):
-        assert img.shape[1] == 3
-        return img[..., :3].mean((1, 2, 3)) * (1 + cond.labels)
-
-
-class Right:
-    """Not differentiable: share of bright pixels at the right."""
-
-    differentiable = False
-
-    def __call__(self, img, cond):
-        return (img[..., 3:] > 0.5).float().mean((1, 2, 3))
+from tests.test_scoring import Bright, Right
 
 
 def one(reward):
