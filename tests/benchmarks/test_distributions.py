@@ -45,5 +45,5 @@ def test_what_is_known_is_of_these_lines():
     assert set(known["lines"]) == {
         line for kind in ("resolves", "conflicts") for line in distributions.documented(kind, README)
     }
-    for name in distributions.LINES:
+    for name in distributions.LINES.keys() & known.keys():
         assert any(line.startswith("full ") for line in known[name]["agreement"])
