@@ -1,4 +1,4 @@
-"""What flows between components: shapes of images and tokens, conditions, batches, logs."""
+"""What flows between components: shapes of images and tokens, conditions, batches, logs, what a search has found."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from softdimo.shapes import Image, Labels, Tokens
+from softdimo.shapes import Embedding, Image, Labels, PerSample, Tokens
 
 Logs = dict[str, Tensor | float]
 """Scalars for the log; tensors are detached by the engine."""
@@ -112,3 +113,27 @@ class Batch:
         images = None if self.images is None else self.images.to(device)
         tokens = None if self.tokens is None else self.tokens.to(device)
         return Batch(self.cond.to(device), images, tokens)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a search over B conditions."""
+
+    e: Embedding
+    """The best input embedding of each condition."""
+    score: PerSample
+    """Its optimized score."""
+    trace: Float[Tensor, "starts iterations B"]
+    """Score of every evaluated point, iteration 0 first. A start that stops early stays where it is."""
+    passes: float
+    """Forward-equivalents per condition: a forward is 1, its backward 2."""
+    screening: float = 0.0
+    """The part of `passes` that was spent on choosing the starts of `trace`."""
+    path: Float[Tensor, "iterations B L D"] | None = None
+    """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
+    rewards: Mapping[str, Float[Tensor, "starts iterations B"]] = field(default_factory=dict)
+    """`trace` of each reward by itself, where the score is made of several and names them (`math.best.named`)."""
+    points: Int[Tensor, "starts B"] | None = None
+    """Evaluated points of each start, where some stopped early."""
+    spent: PerSample | None = None
+    """Forward-equivalents of each condition, where they differ; `passes` is their mean."""

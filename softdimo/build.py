@@ -37,8 +37,8 @@ from softdimo.weights import download
 PRODUCT = "weights.safetensors"
 """The file in a run folder that holds what the run made: the EMA of the trained network."""
 NAMES = (PRODUCT, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors",
-         "pytorch_model.bin")  # fmt: skip
-"""Files that a folder may hold: a run's product, or what diffusers and transformers write; the first one counts."""
+         "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # fmt: skip
+"""Files that a folder may hold: a run's product, or what folders on the hub have; the first one counts."""
 Ensure = Callable[[RecipeRef], Path]
 """Runs another recipe unless its result is cached; returns its run folder."""
 
@@ -49,7 +49,7 @@ def unavailable(ref: RecipeRef) -> Path:
 
 
 def locate(weights: Weights, ensure: Ensure) -> Path:
-    """A local file: given by path (file, run folder, folder of diffusers), on the hub, or made by another recipe."""
+    """A local file: given by path (file, run folder, copy of a folder of the hub), on the hub, or made by a recipe."""
     if isinstance(weights, RecipeRef):
         return ensure(weights) / PRODUCT
     if weights.startswith("hf://"):
@@ -137,13 +137,15 @@ class Components:
         return self._with_text(Tokenized(self.given, tokenizer, self.device))
 
     def require_tokens(self, spec: LossSpec, term: Term) -> None:
-        """Refuse data of labels alone for a term whose critic looks at real tokens, before anything is trained."""
-        if not spec.real or term.critic is None or self.data.has_images:
+        """Refuse data of conditions alone for a term whose critic looks at real tokens, before anything is trained."""
+        if not spec.real or term.critic is None or self.given.has_images:
             return
-        if self.data.source("train").get(torch.zeros(1, dtype=torch.int64)).tokens is None:
+        batch = self.given.source("train").get(torch.zeros(1, dtype=torch.int64))
+        if batch.tokens is None:
+            alone = "prompts" if batch.cond.prompts else "class labels"
             raise DataError(
-                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives class "
-                "labels alone; use data with images, or a token cache: `softdimo tokenize`"
+                f"the term `{spec.name}` looks at real tokens, and the data `{self.recipe.data.use}` gives {alone} "
+                "alone; use data with images, or a token cache: `softdimo tokenize`"
             )
 
     def require_tokenizer(self) -> Tokenizer:

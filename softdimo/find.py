@@ -28,6 +28,7 @@ from softdimo.report import found
 from softdimo.report.scale import number
 from softdimo.report.searched import budget, maximized, rewarded
 from softdimo.run import Say, Session, as_recorded, default_out, refuse_another, start_session
+from softdimo.spec import RecipeRef, Weights
 from softdimo.wanted import Wanted
 from softdimo.winners import CONDITIONS, Json, Searcher
 
@@ -64,6 +65,8 @@ def find(
     `search:` section, seed and hardware are taken instead, and which `overrides` then change. Finished conditions in
     `out` stay; a folder that other settings have made is refused, unless it is to be begun `fresh`.
     """
+    if not (labels or prompts):
+        raise RecipeError("nothing to search for: give --labels, --prompt or --prompts-file")
     told = _told(where, section, overrides, smoke)
     search = told.recipe.search
     if search is None:
@@ -148,7 +151,15 @@ def _recipe(loaded: Loaded, home: Path, session: Session) -> Model:
     fill(net, recipe.teacher, home / PRODUCT if weights is None else locate(weights, parts.ensure))
     net.requires_grad_(False).eval()
     parts.__dict__["teacher"] = net  # its table is the teacher's, which is not needed besides
-    return Model(home.name, parts, net, measure.student_init(weights, parts, session.smoke))
+    return Model(_name(weights) or home.name, parts, net, measure.student_init(weights, parts, session.smoke))
+
+
+def _name(weights: Weights | None) -> str:
+    """What to call a student by its weights: the recipe, the run or the file that they come from."""
+    if weights is None:
+        return ""
+    path = Path(weights.recipe if isinstance(weights, RecipeRef) else weights)
+    return path.parent.name if path.name == PRODUCT else path.stem
 
 
 def _asked(model: Model, labels: Sequence[str], prompts: Sequence[str]) -> list[Wanted]:
@@ -195,21 +206,28 @@ def _about(model: Model, told: Loaded, search: SearchSection, method: Method) ->
 
 
 def _settle(folder: RunFolder, about: Json, fresh: bool) -> None:
-    """Refuse a folder that holds something else; empty one that is to be begun again."""
+    """Refuse a folder that holds something else; empty one of searches that is to be begun again."""
     path = folder.path
     if any((path / name).exists() for name in (RECIPE, LOCK, PRODUCT)):
         raise CheckpointError(f"{path} is a run folder; give another --out")
-    if fresh:
+    if not (path / found.RECORD).is_file():
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):
+            raise CheckpointError(f"{path} exists and holds no searches; give another --out")
+    elif fresh:
         shutil.rmtree(path / CONDITIONS, ignore_errors=True)
         for name in found.FILES:
             (path / name).unlink(missing_ok=True)
     before = found.recorded(path)
     if before is not None and before.get("identity") != about["identity"]:
         then = before.get("depends") or {}
-        other = " and ".join(key for key, value in about["depends"].items() if then.get(key) != value)
+        other = " and ".join(
+            "the settings of the search" if key == "search" else f"the {key.replace('_', ' ')}"
+            for key, value in about["depends"].items()
+            if then.get(key) != value
+        )
         raise CheckpointError(
-            f"{path} holds searches that differ from this one ({other}); go back to those, give another --out, or "
-            "--fresh to replace them"
+            f"{path} holds searches that differ from this one in {other or 'something'}; go back to that, give another "
+            "--out, or --fresh to replace them"
         )
     sweep(path)
 

@@ -85,6 +85,7 @@ class RunFolder:
             "*.safetensors",
             "log.csv",
             "health.txt",
+            "ended.json",
             "eval.json",
             "search.json",
             "report.html",

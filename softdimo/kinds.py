@@ -20,6 +20,7 @@ from softdimo.batch import NULL as NULL
 from softdimo.batch import NULL_LABEL as NULL_LABEL
 from softdimo.batch import Batch as Batch
 from softdimo.batch import Cond as Cond
+from softdimo.batch import Found as Found
 from softdimo.batch import ImageShape as ImageShape
 from softdimo.batch import Logs as Logs
 from softdimo.batch import TokenShape as TokenShape
@@ -246,7 +247,10 @@ class Term(Protocol):
 
 
 class Search(Protocol):
-    """Test-time optimization of e_in with frozen weights."""
+    """Test-time optimization of e_in with frozen weights.
+
+    Where it has a method `passes() -> float`, that says what a condition costs at most, before anything is run.
+    """
 
     decode: Literal["argmax", "soft"]
     """The image that is scored and given: of the most probable tokens (gradient of the soft decode), or soft itself."""
@@ -261,30 +265,6 @@ class Search(Protocol):
     ) -> Found:
         """Search each condition independently; never returns worse than its first start."""
         ...
-
-
-@dataclass(frozen=True)
-class Found:
-    """Result of a search over B conditions."""
-
-    e: Embedding
-    """The best input embedding of each condition."""
-    score: PerSample
-    """Its optimized score."""
-    trace: Float[Tensor, "starts iterations B"]
-    """Score of every evaluated point, iteration 0 first. A start that stops early stays where it is."""
-    passes: float
-    """Forward-equivalents per condition: a forward is 1, its backward 2."""
-    screening: float = 0.0
-    """The part of `passes` that was spent on choosing the starts of `trace`."""
-    path: Float[Tensor, "iterations B L D"] | None = None
-    """Embeddings that the winning start went through, iteration 0 first, where there are iterations; for pictures."""
-    rewards: Mapping[str, Float[Tensor, "starts iterations B"]] = field(default_factory=dict)
-    """`trace` of each reward by itself, where the score is made of several and names them (`math.best.named`)."""
-    points: Int[Tensor, "starts B"] | None = None
-    """Evaluated points of each start, where some stopped early."""
-    spent: PerSample | None = None
-    """Forward-equivalents of each condition, where they differ; `passes` is their mean."""
 
 
 class Source(Protocol):

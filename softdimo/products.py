@@ -97,9 +97,9 @@ def times(x: Float[Tensor, "*rows K"], weight: Float[Tensor, "K N"]) -> Float[Te
 
 
 def of_rows(g: Float[Tensor, "R N"], x: Float[Tensor, "R K"]) -> Float[Tensor, "N K"]:
-    """g^T x by oneDNN, neither of them copied: the rows are the channels of an image, whose places are x's columns."""
+    """g^T x by oneDNN, neither of them copied: rows are the channels of an image whose places are the columns of x."""
     if not _transposes(x):
-        return product(g.T, x.T)
+        return product(g.T.contiguous(), x.T)  # else the result would lie in memory as its transpose
     return _transposed(x[None, :, None, :], g).reshape(g.shape[1], x.shape[1])
 
 

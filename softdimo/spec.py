@@ -207,7 +207,7 @@ class RecipeRef(Settings):
 
 
 Weights = LocalPath | RecipeRef
-"""A path (file, run folder, or a folder of diffusers), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
+"""A path (file, run folder, or folder as on the hub), `hf://owner/repo/file`, or `{recipe: other.yaml}`."""
 
 
 class NetworkSpec(Spec):

@@ -146,6 +146,7 @@ class Store:
             log.warning("%s holds encodings of another version of the encoder, which are deleted", self.folder)
             for path in (*self.folder.glob("*.keys"), *self.folder.glob("*.data")):
                 path.unlink(missing_ok=True)
+            self._writer, self._written = secrets.token_hex(8), 0
             self._places, self._known, self._bytes = {}, {}, 0
         self.layout = layout
         write_json(self.folder / ABOUT, {"tensors": layout.plain(), "bytes": layout.size})

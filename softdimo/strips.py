@@ -46,8 +46,9 @@ def strip(
 ) -> Path:
     """Write one labeled row of images per entry to `path` (PNG, atomically) and return the path.
 
-    `rows` are (label, images [B C H W] in [0, 1]); `heads` names the columns (class names or prompts). The size of the
-    picture depends on labels and shapes only, so the strips of one run can be leafed through.
+    `rows` are (label, images [B C H W] in [0, 1]); `heads` names the columns (class names, or prompts in up to three
+    lines). The size of the picture depends on labels, heads and shapes only, so the strips of one run can be leafed
+    through.
     Raises ValueError where there is no row, or a row's images are malformed.
     """
     if not rows:
@@ -60,7 +61,8 @@ def strip(
     label_width = max((_width(label_font, label) for label, _ in rows), default=0)
     left = _MARGIN + (label_width + _MARGIN if label_width else 0)
     title_height = 2 * point if title else 0
-    head_height = point + 8 if any(heads) else 0
+    written = [_lines(head_font, head, w) for head in heads[:columns]]
+    head_height = (point + 2) * max(map(len, written)) + 6 if any(heads) else 0
     top = _MARGIN + title_height + head_height
     size = (left + columns * (w + _GAP) - _GAP + _MARGIN, top + len(rows) * (h + _GAP) - _GAP + _MARGIN)
     if title:
@@ -69,9 +71,10 @@ def strip(
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((_MARGIN, _MARGIN - 2), title, fill=INK, font=label_font)
-    for j, head in enumerate(heads[:columns]):
+    for j, lines in enumerate(written):
         x = left + j * (w + _GAP) + w / 2
-        draw.text((x, top - 5), _clip(head_font, head, w), fill=MUTED, font=head_font, anchor="ms")
+        for k, line in enumerate(reversed(lines)):
+            draw.text((x, top - 5 - k * (point + 2)), line, fill=MUTED, font=head_font, anchor="ms")
     for i, ((label, _), row) in enumerate(zip(rows, cells, strict=True)):
         y = top + i * (h + _GAP)
         draw.text((_MARGIN, y + h / 2), label, fill=INK, font=label_font, anchor="lm")
@@ -128,6 +131,22 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 def _width(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str) -> int:
     return int(font.getlength(text) + 0.999)
+
+
+def _lines(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: int, most: int = 3) -> list[str]:
+    """`text` in lines of whole words that fit `width` pixels, `most` of them; what does not fit is clipped."""
+    lines, words = [""], text.split()
+    while words:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            if len(lines) == most:
+                lines[-1] = " ".join([lines[-1], *words])
+                break
+            lines.append("")
+            continue
+        lines[-1] = longer
+        del words[0]
+    return [_clip(font, line, width) for line in lines]
 
 
 def _clip(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: int) -> str:

@@ -75,7 +75,7 @@ def tokenize(
 
 def _prepare(loaded: Loaded, parts: Components, out: Path, batch_size: int, shard_size: int) -> _Work:
     """The plan, and what it takes."""
-    recipe, data = loaded.recipe, parts.data
+    recipe, data = loaded.recipe, parts.given
     if not data.has_images:
         raise DataError(f"the data `{recipe.data.use}` has no images to encode; give data=... that has")
     needs_weights(recipe.tokenizer, "the tokenizer")

@@ -57,7 +57,7 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or error
         raise DataError(f"cannot read the prompts of {path}: {reason}") from error
-    found = [line for line in lines if line.strip()]
+    found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise DataError(f"{path} holds no prompt; write one a line")
     return found

@@ -113,21 +113,17 @@ class _Batch:
         ready = of.data.ready(cond(wanted)).to(of.device)
         place = {_PLACE: torch.arange(len(wanted), device=of.device)}
         self.cond = replace(ready, tensors={**ready.tensors, **place})
-        self.first: Embedding | None = None
         self.rngs: list[torch.Generator] = []
 
     def begin(self, cond: Cond, rng: torch.Generator) -> Embedding:
         """A start: the student's own random input, of each condition's own generator."""
         net, init = self.of.net, self.of.init
         places = cond.tensors[_PLACE].tolist()
-        e = torch.cat([start(net, cond[i : i + 1], init, self.rngs[place])[1] for i, place in enumerate(places)])
-        self.first = e if self.first is None else self.first
-        return e
+        return torch.cat([start(net, cond[i : i + 1], init, self.rngs[place])[1] for i, place in enumerate(places)])
 
     def seeded(self, purpose: str) -> torch.Generator:
         """Turn every condition's generator back to the beginning; returns one for whatever else a search draws."""
         self.rngs = [self._rng(each.key, purpose) for each in self.wanted]
-        self.first = None
         return self._rng(*(each.key for each in self.wanted), purpose)
 
     def _rng(self, *place: object) -> torch.Generator:
@@ -139,9 +135,8 @@ class _Batch:
         c = of.score.calibrated(self.generator, self.begin, self.cond, self.seeded("pool"), of.rows)
         best = of.method.run(self.generator, of.score, self.begin, c, self.seeded("start"))
         seconds = time.perf_counter() - began
-        one_step, B = self.first, len(c)
-        assert one_step is not None
-        shown = {"one_step": self.look(one_step, c)}
+        B, first = len(c), self.begin(c, self.seeded("start"))
+        shown = {"one_step": self.look(first, c)}
         path = best.path if best.path is not None else best.e[None]
         for i, e in enumerate(path[: None if best.path is not None else 0]):
             shown["start" if i == 0 else f"step_{i}"] = self.look(e, c)
@@ -151,17 +146,19 @@ class _Batch:
             shown["best_of_n"] = self.look(self.best(spent, c), c)
         measured = list(of.score.statistics(c)) or [{}] * B
         for i, each in enumerate(self.wanted):
+            winner, trace = _winner(best, i), _trace(best, i)
+            steps = len(trace["score"][winner["start"]])
+            own = {name: looked for name, looked in shown.items() if _step(name) < steps}
             result: Json = {
                 "text": each.text, "label": each.label, "turn": each.turn, "key": each.key,
                 "budget": {"search": spent[i], "screening": best.screening, "calibration": of.score.calibration,
                            "total": spent[i] + of.score.calibration},
                 "best_of": round(spent[i]) if of.compare else None,
-                "seconds": round(seconds / B, 4), "batch": B,
-                "units": measured[i], "trace": _trace(best, i), "winner": _winner(best, i),
-                "shown": {name: looked.row(i) for name, looked in shown.items()},
+                "seconds": round(seconds / B, 4), "batch": B, "units": measured[i], "trace": trace, "winner": winner,
+                "shown": {name: looked.row(i) for name, looked in own.items()},
             }  # fmt: skip
             home = folder / CONDITIONS / each.key
-            for name, looked in shown.items():
+            for name, looked in own.items():
                 save(_picture(looked.images[i]), home / f"{name}.png", f"{each.text}: {name.replace('_', ' ')}")
             write_json(home / RESULT, result)
             found(each, result)
@@ -181,6 +178,11 @@ class _Batch:
             found = best_of(n, self.generator, self.of.score, self.begin, cond[at], rng, self.of.rows)
             out |= dict(zip(at.tolist(), found.e, strict=True))
         return torch.stack([out[i] for i in range(len(numbers))])
+
+
+def _step(name: str) -> int:
+    """Which step a picture is of; 0 for those that are of none."""
+    return int(name.removeprefix("step_")) if name.startswith("step_") else 0
 
 
 def _trace(found: Found, i: int) -> Json:

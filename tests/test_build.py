@@ -46,6 +46,17 @@ def test_weights_by_path_and_by_run_folder(tmp_path: Path) -> None:
     assert locate(RecipeRef(recipe="x.yaml"), lambda ref: tmp_path / ref.recipe) == tmp_path / "x.yaml" / PRODUCT
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"])
+def test_weights_in_a_folder_as_on_the_hub(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / "config.json").touch()
+    assert locate(str(tmp_path), unavailable) == tmp_path / name
+    (tmp_path / "model.safetensors").touch()
+    assert locate(str(tmp_path), unavailable) == tmp_path / "model.safetensors"
+    (tmp_path / PRODUCT).touch()
+    assert locate(str(tmp_path), unavailable) == tmp_path / PRODUCT
+
+
 def test_absent_weights_say_what_may_stand_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weights at .*absent; give a safetensors file, a run folder, or hf://"):
         locate(str(tmp_path / "absent"), unavailable)

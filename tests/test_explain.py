@@ -111,3 +111,34 @@ def test_the_passes_that_the_gan_states_are_those_its_trunk_takes() -> None:
     stated = GAN(use="gan", discriminator=TeacherFeatures(use="teacher_features")).passes()
     assert list(stated.values()) == [2 * forwards[True], forwards[False]]
     assert GAN(use="gan", discriminator=Pixels(use="pixels")).passes() == {}
+
+
+def test_a_search_is_explained(home: Path) -> None:
+    text = explain(load("whole.yaml"))
+    for said in (
+        "Search at test time\n  e_best = arg max_e R(Dec(z_θ(e)), c)",
+        "Soft-Di[M]O (arXiv 2509.22925), test-time embedding optimization",
+        "R          class_log_prob",
+        "best of 2  2 forward-equivalents per condition; softdimo_plugins/search/best_of_n.py",
+        "scored by class_log_prob",
+    ):
+        assert said in text, said
+    assert "watched" not in text
+    one = "{name: %s, weight: %s, reward: {use: connected}}"
+    changes = [f"search.score=[{one % ('ink', 1)}, {one % ('again', 0.5)}]", "search.pool=5",
+               "search.held_out=[{name: judge, reward: {use: connected}}]",
+               "search.methods=[{name: climb, search: {use: tteo, starts: 2, candidates: 8}}]"]  # fmt: skip
+    text = explain(load("whole.yaml", changes))
+    for said in (
+        "R = ∑_i w_i (R_i − m_i) / s_i",
+        "the sum of ink, again with weight 0.5, each in standard deviations from its mean over 5 random",
+        "our choice: the paper says a combination",
+        "watched judge, never optimized",
+        "climb 39 forward-equivalents per condition",
+        "scored by ink and again",
+    ):
+        assert said in " ".join(text.split()), said
+    assert max(map(len, text.splitlines())) <= 100
+    text = explain(load("whole.yaml", [*changes, "search.pool=null"]))
+    assert "R = ∑_i w_i R_i" in text
+    assert "climb    34 forward-equivalents" in text

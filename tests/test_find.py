@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from softdimo import recipe as recipes
@@ -20,7 +18,6 @@ from softdimo.find import find
 from softdimo.lineage import cache_name
 from softdimo.winners import Searcher
 from tests import ranks, tiny
-from tests.fakes import distribution
 
 SECTION = """\
 search:
@@ -30,34 +27,6 @@ search:
   methods:
     - {name: climb, search: {use: tteo, starts: 2, iterations: 2}}
     - {name: draw, search: {use: best_of_n, n: 3}}
-"""
-TEXT = """\
-from typing import ClassVar
-
-from softdimo.kinds import TextEncoder
-from softdimo.spec import NetworkSpec, Spec
-import torch
-
-
-class Encoder(TextEncoder):
-    def encode(self, prompts):
-        return {"states": torch.tensor([[float(len(p))] for p in prompts])}
-
-
-class Letters(NetworkSpec):
-    def build(self, context):
-        return Encoder()
-
-    def ready(self):
-        return True
-
-
-class Wordy(Spec):
-    differentiable: ClassVar[bool] = True
-
-    def __call__(self, img, cond):
-        assert cond.tensors["states"][:, 0].tolist() == [len(p) for p in cond.prompts]
-        return img.mean((1, 2, 3)) * cond.tensors["states"][:, 0]
 """
 CPU = ("hardware.accelerator=cpu", "hardware.threads=1")
 
@@ -213,9 +182,10 @@ def test_the_same_command_goes_on(
 def test_a_folder_belongs_to_its_settings(home: Path) -> None:
     find("search.yaml", ["odd"], out=Path("a"), overrides=CPU)
     for changes, said in (
-        (["seed=1"], "seed"), (["search.methods.climb.search.lr=0.2"], "search"), (["init.r_init=0.5"], "init"),
+        (["seed=1"], "the seed"), (["init.r_init=0.5"], "the init"),
+        (["search.methods.climb.search.lr=0.2"], "the settings of the search"),
     ):  # fmt: skip
-        with pytest.raises(CheckpointError, match=rf"differ from this one \({said}\).*--fresh"):
+        with pytest.raises(CheckpointError, match=rf"differ from this one in {said};.*--fresh"):
             find("search.yaml", ["odd"], out=Path("a"), overrides=[*CPU, *changes])
     before = whole(home / "a")
     find(
@@ -235,7 +205,17 @@ def test_a_folder_belongs_to_its_settings(home: Path) -> None:
     assert [r["text"] for r in whole(home / "a")["conditions"]] == ["even"]
 
 
-def test_run_folders_are_not_written_into(home: Path) -> None:
+def test_folders_of_others_are_not_written_into(home: Path) -> None:
+    (home / "mine" / "conditions").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="holds no searches; give another --out"):
+        find("search.yaml", ["odd"], out=Path("mine"), overrides=CPU, fresh=True)
+    assert [p.name for p in (home / "mine").iterdir() if p.name[0] != "."] == ["conditions"]
+    find("search.yaml", ["odd"], out=Path("a"), overrides=CPU)
+    (home / "a" / "search.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"search\.json is damaged .*--fresh to begin again"):
+        find("search.yaml", ["odd"], out=Path("a"), overrides=CPU)
+    find("search.yaml", ["odd"], out=Path("a"), overrides=CPU, fresh=True)
+    assert whole(home / "a")["missing"] == 0
     with pytest.raises(CheckpointError, match="is a run folder; give another --out"):
         find("search.yaml", ["odd"], out=Path("runs/student"), overrides=CPU, fresh=True)
     assert (home / "runs/student" / PRODUCT).is_file()
@@ -279,6 +259,8 @@ def test_what_cannot_be_searched_is_told(home: Path) -> None:
     ):
         with pytest.raises(error, match=said):
             find(*arguments, overrides=CPU)
+    with pytest.raises(RecipeError, match="nothing to search for: give --labels"):
+        find("search.yaml", overrides=CPU)
     with pytest.raises(RecipeError, match="has no student to search with"):
         find("teacher.yaml", ["odd"], overrides=CPU, section="search.yaml")
     shutil.rmtree("runs/student")
@@ -295,46 +277,8 @@ def test_a_teacher_is_not_searched(home: Path) -> None:
 
 
 def test_command_line_needs_conditions(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--compare"], ["--with", "x.yaml"], ["--method", "climb"], ["--fresh"]):
-        assert main(["search", "search.yaml", *more]) == 2
-        assert "give --labels, --prompt or --prompts-file" in " ".join(capsys.readouterr().err.split())
-
-
-# Prompts
-
-
-@pytest.fixture
-def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished student with a text encoder, and a reward that reads its encodings."""
-    entries = {
-        "softdimo.text_encoder": {"letters": "fake_text:Letters"},
-        "softdimo.reward": {"wordy": "fake_text:Wordy"},
-    }
-    monkeypatch.syspath_prepend(distribution(tmp_path / "site", "fake-text", entries, {"fake_text": TEXT}))
-    monkeypatch.delitem(sys.modules, "fake_text", raising=False)
-    home = finished(tmp_path / "home", "text_encoder: {use: letters}\n")
-    for name in ("search.yaml", "section.yaml"):
-        text = (home / name).read_text()
-        line = next(line for line in text.splitlines() if "score:" in line)
-        (home / name).write_text(text.replace(line, "  score: {use: wordy}"))
-    monkeypatch.chdir(home)
-    return home
-
-
-def test_prompts_are_searched(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("prompts.txt").write_text("a red fox\n\nan owl at night\n")
-    more = ["--device", "cpu", "--prompts-file", "prompts.txt", "--compare", "search.batch_size=3", "search.rows=2"]
-    assert main(["search", "search.yaml", "--prompt", "a cat, with a hat", "-o", "out", *more]) == 0
-    found = whole(texts / "out")
-    assert [r["text"] for r in found["conditions"]] == ["a cat, with a hat", "a red fox", "an owl at night"]
-    assert "a_red_fox-" in found["conditions"][1]["key"]
-    with pytest.raises(RecipeError, match="draws prompts, not classes: give --prompt instead of --labels"):
-        find("search.yaml", ["odd"], overrides=CPU)
-
-
-def test_an_exported_student_of_prompts_is_searched(texts: Path) -> None:
     export(Path("runs/student"), Path("model"))
-    find("model", prompts=["a red fox"], out=Path("a"), overrides=CPU, section="section.yaml")
-    find("search.yaml", prompts=["an owl", "a red fox"], out=Path("b"), overrides=CPU)
-    assert scores(texts / "b")["a red fox 0"] == scores(texts / "a")["a red fox 0"]
-    assert torch.tensor(scores(texts / "a")["a red fox 0"]).shape == (2, 3)
+    commands = [["search.yaml", *more] for more in (["--compare"], ["--with", "x"], ["--method", "m"], ["--fresh"])]
+    for words in (*commands, ["model"]):
+        assert main(["search", *words]) == 2
+        assert "give --labels, --prompt or --prompts-file" in " ".join(capsys.readouterr().err.split())

@@ -64,7 +64,7 @@ def test_output_and_gradients_are_those_of_a_linear_layer(shape, bias, used, thr
         assert kind == ("convolution" if threads > 1 and elements > 20480 else "mkldnn_convolution")
 
 
-def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+def test_gradients_lie_in_memory_as_their_weights_do(threads) -> None:
     """So that they are taken as they come, and not copied."""
     _, quick = pair()
     quick(torch.randn(2000, 48, requires_grad=True)).sum().backward()

@@ -239,6 +239,14 @@ def test_samples_on_the_command_line(trained: Path, tmp_path: Path, capsys: pyte
         assert "draws for text; give --prompts or --prompts-file, and no --labels" in capsys.readouterr().err
 
 
+def test_a_term_that_needs_tokens_says_so(home: Path, tmp_path: Path) -> None:
+    terms = "train.terms=[{use: dimo}, {use: gan, discriminator: {use: teacher_features, hidden: 4}}]"
+    with pytest.raises(
+        DataError, match="looks at real tokens, and the data `prompts` gives prompts alone; use data with"
+    ):
+        run.run(recipes.load(home / "student.yaml", [terms]), tmp_path / "x", say=quiet)
+
+
 def test_words_about_it(home: Path, trained: Path) -> None:
     loaded = recipes.load(home / "student.yaml")
     told = explain(loaded)

@@ -18,13 +18,13 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def shell(block: str) -> list[list[str]]:
-    """The commands of a block: environments are not made again, `run` is made tiny."""
+    """The commands of a block: environments are not made again, `run` and `search` are made tiny."""
     out = []
     for line in block.strip().splitlines():
         for command in line.split("  #")[0].split("&&"):
             words = command.strip().removeprefix(".venv/bin/").split()
             if words[:1] == ["softdimo"]:
-                out.append([sys.executable, "-m", *words, *(["--smoke"] if words[1] == "run" else [])])
+                out.append([sys.executable, "-m", *words, *(["--smoke"] if words[1] in ("run", "search") else [])])
             elif words[:3] == ["pip", "install", "-e"]:
                 install = [
                     "pip",

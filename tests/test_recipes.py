@@ -42,6 +42,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("".join(f"a {color} {thing}\n" for color in ("red", "blue") for thing in ("cube", "ball", "cat")))
+    return path
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "recipes")))
 def test_valid(path: Path) -> None:
     loaded = recipe.load(path)
@@ -53,8 +61,10 @@ def test_valid(path: Path) -> None:
     "path",
     [pytest.param(p, marks=() if p.stem in ALWAYS else pytest.mark.slow, id=p.stem) for p in SMOKED],
 )
-def test_smoke(path: Path, runs: Path, images: Path) -> None:
-    overrides = [f"data.path={images}"] if path.stem.startswith("folder") else []
+def test_smoke(path: Path, runs: Path, images: Path, prompts: Path) -> None:
+    files = {"folder": images, "prompts": prompts}
+    use = recipe.load(path).recipe.data.use
+    overrides = [f"data.path={files[use]}"] if use in files else []
     loaded = recipe.load(path, overrides, smoke=True)
     folder = run.run(loaded, runs / path.stem, say=lambda text: None)
     page = (folder / "report.html").read_text(encoding="utf-8")

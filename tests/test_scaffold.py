@@ -91,7 +91,8 @@ def test_it_builds_a_wheel_and_does_what_its_readme_says(kind, tmp_path):
     assert "1 passed" in out[1]
     assert f"ok      {kind} our_{kind}: " in out[2]
     listed = run("softdimo", "plugins", "list", kind, cwd=tmp_path, environment=environment)
-    assert [kind, f"our_{kind}", f"softdimo-our-{kind}", "0.1.0"] in [line.split() for line in listed.splitlines()]
+    dist = f"softdimo-our-{kind.replace('_', '-')}"
+    assert [kind, f"our_{kind}", dist, "0.1.0"] in [line.split() for line in listed.splitlines()]
     sections = "" if kind == "teacher" else "eval: null\nsearch: null\n"
     (tmp_path / "r.yaml").write_text(f"base: {RECIPES / BASES[kind]}\ntitle: Ours\n{textwrap.dedent(usage)}{sections}")
     run("bash", "-c", "softdimo run r.yaml --smoke --device cpu --out run", cwd=tmp_path, environment=environment)

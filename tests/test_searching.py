@@ -13,25 +13,7 @@ from softdimo.searching import SearchPieces, search
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import Blobs, CountingTeacher, Painter, labels, rng
-
-
-class Bright:
-    """Mean brightness of the left half, more for higher labels; needs 3 channels."""
-
-    differentiable = True
-
-    def __call__(self, img, cond):
-        assert img.shape[1] == 3
-        return img[..., :3].mean((1, 2, 3)) * (1 + cond.labels)
-
-
-class Right:
-    """Not differentiable: share of bright pixels at the right."""
-
-    differentiable = False
-
-    def __call__(self, img, cond):
-        return (img[..., 3:] > 0.5).float().mean((1, 2, 3))
+from tests.test_scoring import Bright, Right
 
 
 def one(reward):
@@ -190,3 +172,58 @@ def test_a_score_without_gradient_suits_best_of_n_only(tmp_path):
     assert rows["eight"]["score_mean"] > rows["one step, argmax"]["score_mean"]
     with pytest.raises(PluginError, match="not differentiable"):
         run(tmp_path, {"tteo": tteo()}, score=one(Right()))
+
+
+def both(pool=4):
+    return Scores([Weighted("left", Bright()), Weighted("all", All(), 2.0)], pool)
+
+
+class All:
+    """Mean brightness, in a unit of its own."""
+
+    differentiable = True
+
+    def __call__(self, img, cond):
+        return 1000 * img.mean((1, 2, 3))
+
+
+def test_several_rewards_pay_for_their_units(tmp_path):
+    result, rows = run(tmp_path, {"tteo": tteo(), "best of 4": BestOfN(n=4)}, score=both())
+    assert list(rows) == ["one step, sampled", "one step, argmax", "tteo", "best of 20, argmax", "best of 4"]
+    assert [row["passes"] for row in rows.values()] == [1, 1, 24, 24, 8]
+    assert [row.get("calibration") for row in rows.values()] == [None, None, 4, 4, 4]
+    for row in rows.values():
+        assert set(row["rewards"]) == {"left", "all"}
+    assert rows["one step, argmax"]["rewards"]["all"] > 100
+    assert rows["tteo"]["score_mean"] > rows["one step, argmax"]["score_mean"]
+    assert rows["tteo"]["trace"][-1][-1] == pytest.approx(rows["tteo"]["score_mean"], abs=1e-4)
+    again, _ = run(tmp_path, {"tteo": tteo(), "best of 4": BestOfN(n=4)}, score=both())
+    assert timeless(again) == timeless(result)
+
+
+def test_rewards_that_are_summed_as_they_are_cost_nothing_more(tmp_path):
+    _, rows = run(tmp_path, {"tteo": tteo()}, score=both(None))
+    assert rows["tteo"]["passes"] == 20
+    row = rows["tteo"]
+    assert row["score_mean"] == pytest.approx(row["rewards"]["left"] + 2 * row["rewards"]["all"], rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_the_comparison_does_not_depend_on_how_many_go_through_at_once(tmp_path, rows):
+    methods = {"tteo": tteo(), "four": BestOfN(n=4)}
+    few = {name: m.model_copy(update={"rows": rows}) for name, m in methods.items()}
+    whole, _ = run(tmp_path, methods, score=both())
+    parts, _ = run(tmp_path, few, score=both(), rows=rows)
+    for a, b in zip(timeless(whole), timeless(parts), strict=True):
+        assert a.keys() == b.keys()
+        assert a["score_mean"] == pytest.approx(b["score_mean"], abs=1e-3)
+        assert a["passes"] == b["passes"]
+        assert torch.allclose(torch.tensor(a["trace"]), torch.tensor(b["trace"]), atol=1e-3)
+
+
+def test_a_search_that_stops_early_is_priced_by_its_mean(tmp_path):
+    _, rows = run(tmp_path, {"tteo": tteo(patience=1, lr=30.0, iterations=9)})
+    row = rows["tteo"]
+    assert 2 * 6 <= row["passes"] < 2 * 28
+    assert f"best of {round(row['passes'])}, argmax" in rows
+    assert row["trace_passes"][-1][-1] == pytest.approx(row["passes"])

@@ -129,6 +129,10 @@ def test_another_version_of_the_encoder_replaces_everything(tmp_path: Path, capl
     assert found.keys() == {"a"}
     assert equal(found["a"], row(2, torch.float16))
     assert len(list(tmp_path.iterdir())) == 3
+    store.put({"a": row(3)})  # and back, in one process
+    store.put({"b": row(4)})
+    assert equal(store.get(["b"])["b"], row(4))
+    assert equal(Store(tmp_path, BIG).get(["a"])["a"], row(3))
 
 
 def test_a_full_cache_is_read_and_not_added_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

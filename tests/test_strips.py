@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
-from softdimo.strips import CELL, INK, LARGEST, PAPER, cells_of, grid, png, save, strip, to_uint8
+from softdimo.strips import CELL, INK, LARGEST, PAPER, _lines, cells_of, grid, png, save, strip, to_uint8
 
 
 def ramp(n: int, c: int, size: int) -> torch.Tensor:
@@ -74,6 +74,31 @@ def test_long_heads_are_cut_and_rows_may_be_ragged(tmp_path: Path) -> None:
     rows = [("a", torch.zeros(3, 1, 28, 28)), ("b", torch.zeros(1, 3, 16, 16))]
     with Image.open(strip(rows, tmp_path / "s.png", ["x" * 500, "", "z"])) as opened:
         assert opened.width < 400
+
+
+def test_prompts_stand_in_lines_of_whole_words() -> None:
+    font = ImageFont.load_default(17)
+    prompt = "two birds on a wire above a wide and empty street, oil on canvas, in the style of nobody in particular"
+    lines = _lines(font, prompt, 200)
+    assert len(lines) == 3
+    assert all(font.getlength(line) <= 200 for line in lines)
+    assert " ".join(lines[:2]) == prompt[: len(" ".join(lines[:2]))]
+    assert prompt[len(lines[0])] == prompt[len(" ".join(lines[:2]))] == " "
+    assert lines[2].endswith("…")
+    assert _lines(font, "a red cube", 200) == ["a red cube"]
+    assert _lines(font, "", 200) == [""]
+    (clipped,) = _lines(font, "x" * 99, 200)
+    assert clipped.endswith("…")
+    rest = _lines(font, f"{'x' * 99} a b", 200)
+    assert (rest[0][-1], rest[1:]) == ("…", ["a b"])
+
+
+def test_a_strip_has_room_for_the_lines(tmp_path: Path) -> None:
+    heights = []
+    for head in ("cat", "a cat that sits on a mat and looks at you"):
+        with Image.open(strip([("EMA", torch.zeros(2, 1, 28, 28))], tmp_path / "s.png", [head, "dog"])) as opened:
+            heights.append(opened.height)
+    assert heights[1] - heights[0] == 2 * 15
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 2, 8, 8), (1, 8, 8), (2, 3, 0, 8)])

@@ -236,7 +236,9 @@ def search(
 
         prompts += read_prompts(prompts_file)
     if not (labels or prompts):
-        if section or method or compare or fresh:
+        from softdimo.export import is_export
+
+        if section or method or compare or fresh or is_export(Path(model)):
             raise typer.BadParameter("what for? give --labels, --prompt or --prompts-file")
         loaded = _load(model, overrides, smoke, threads, device)
         from softdimo.run import search_only

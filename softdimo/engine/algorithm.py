@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
@@ -32,6 +32,11 @@ class Algorithm(Protocol):
     """The network whose EMA is the product."""
     ema: EMA
 
+    @property
+    def ending(self) -> str:
+        """Why training shall end before its last iteration, the same on all ranks; empty while it goes on."""
+        ...
+
     def step(self, iteration: int, real: Batch) -> Logs:
         """One iteration; scalars for the log."""
         ...
@@ -42,6 +47,24 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue bit-exactly."""
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """What a term has besides, if it may end the training: it is saved, and goes on when the run is resumed."""
+
+    @property
+    def ending(self) -> str:
+        """Why training shall end now, the same on all ranks; empty while it goes on."""
+        ...
+
+    def seen(self) -> dict[str, Any]:
+        """What it has gathered, as plain numbers and text."""
+        ...
+
+    def see(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
         ...
 
 
@@ -76,6 +99,11 @@ class Distillation:
         self.generator, self.ema, self.terms, self.init, self.relaxation = generator, ema, list(terms), init, relaxation
         self.tokenizer, self.rng, self.fabric, self.lead, self.dropout = tokenizer, rng, fabric, lead, dropout
         self.network: nn.Module = generator.raw
+
+    @property
+    def ending(self) -> str:
+        """What the first term says that wants to end the training."""
+        return next((e.term.ending for e in self.terms if isinstance(e.term, Ending) and e.term.ending), "")
 
     def step(self, iteration: int, real: Batch) -> Logs:
         """One iteration of Algorithm 1."""
@@ -165,12 +193,13 @@ class Distillation:
             raise TrainingError(f"the loss of `{name}` is {value} at iteration {iteration}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, EMA, and every critic with its optimizer; running gradient norms."""
+        """Student, EMA, and every critic with its optimizer; running gradient norms; what terms have seen."""
         return {
             "generator": self.generator.state_dict(),
             "ema": self.ema.state_dict(),
             "norms": {e.name: e.norm for e in self.terms},
             "critics": {e.name: e.critic.state_dict() for e in self.terms if e.critic is not None},
+            "seen": {e.name: e.term.seen() for e in self.terms if isinstance(e.term, Ending)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,6 +210,8 @@ class Distillation:
             entry.norm = state["norms"][entry.name]
             if entry.critic is not None:
                 entry.critic.load_state_dict(state["critics"][entry.name])
+            if isinstance(entry.term, Ending):
+                entry.term.see(state["seen"][entry.name])
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Fit:
     def __init__(self, player: Player, ema: EMA, objective: Objective, fabric: Fabric) -> None:
         self.player, self.ema, self.objective, self.fabric = player, ema, objective, fabric
         self.network: nn.Module = player.raw
+        self.ending = ""
 
     def step(self, iteration: int, real: Batch) -> Logs:
         """One optimizer turn."""

@@ -23,8 +23,11 @@ from softdimo.engine.health import health
 from softdimo.engine.log import Log
 from softdimo.engine.progress import Line
 from softdimo.errors import CheckpointError, CrashError, Interrupted, SoftdimoError, TrainingError
-from softdimo.files import write_text
+from softdimo.files import write_json, write_text
 from softdimo.kinds import Cursor
+
+ENDED = "ended.json"
+"""The file that says why a training ended before its last iteration."""
 
 
 @dataclass
@@ -48,18 +51,20 @@ class Loop:
     on_sample: Callable[[int], None] | None = None
 
     def run(self, resume: bool = False) -> None:
-        """Train to the end, or until a signal: then save and raise `Interrupted`."""
+        """Train to the last iteration, or to the algorithm's own end; at a signal save and raise `Interrupted`."""
         first_rank, several = self.fabric.is_global_zero, self.fabric.world_size > 1
         device = self.fabric.device if several else "cpu"
         log = Log(self.folder, self.log_every, self.tensorboard and first_rank, first_rank, device)
         first = self._resume(log) if resume else 0
         if self.fabric.is_global_zero:
             log.resume(first) if resume else log.path.unlink(missing_ok=True)
-        saved = time.monotonic()
+        saved, done = time.monotonic(), first
         title = self.title if not first else f"{self.title} (resumed at {first})"
         quiet = not self.fabric.is_global_zero
         with _stopping() as stop, Line(title, self.iterations, self.batch_size, quiet) as line:
             for iteration in range(first, self.iterations):
+                if self.algorithm.ending:
+                    break
                 with self._step(iteration):
                     real = next(self.stream).to(self.fabric.device)
                     logs = self.algorithm.step(iteration, real)
@@ -77,8 +82,16 @@ class Loop:
                 if self.on_sample and self.sample_every and done % self.sample_every == 0:
                     with self._step(iteration):
                         self.on_sample(done)
-        if first < self.iterations:
-            self._save(self.iterations, log)
+            if self.algorithm.ending and done < self.iterations:
+                line.end(done, self.algorithm.ending)
+                self._tell_ending(done)
+        if first < done:
+            self._save(done, log)
+
+    def _tell_ending(self, done: int) -> None:
+        """Leave word of a training that ended before its last iteration."""
+        if self.fabric.is_global_zero:
+            write_json(self.folder / ENDED, {"iterations": done, "of": self.iterations, "why": self.algorithm.ending})
 
     @contextlib.contextmanager
     def _step(self, iteration: int) -> Iterator[None]:

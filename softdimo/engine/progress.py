@@ -19,7 +19,7 @@ class Line:
         self._begin: float | None = None
         self._first = 0
         self._said = time.monotonic()
-        self._losses = ""
+        self._losses, self._so_far = "", str(total)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -35,7 +35,14 @@ class Line:
         if self._bar is not None:
             self._bar.stop()
         if not self.quiet and error[0] is None and self._begin is not None:
-            text = f"{self.title}: {self.total} iterations, {self._losses}"
+            text = f"{self.title}: {self._so_far} iterations, {self._losses}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def end(self, done: int, why: str) -> None:
+        """Say that training ends after `done` iterations, and why."""
+        self._so_far = f"{done} of {self.total}"
+        if not self.quiet:
+            text = f"{self.title}: training ends after iteration {done} of {self.total}: {why}"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, done: int, row: Mapping[str, float] | None) -> None:

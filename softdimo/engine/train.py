@@ -83,7 +83,7 @@ class Training:
         )
 
     def _data(self) -> Data:
-        """Images for a tokenizer or features; tokens where something learns from them; conditions alone elsewhere."""
+        """Images for a tokenizer or features, which read no prompts; tokens or conditions alone for the others."""
         parts, network = self.parts, self.settings.network
         if learns_from_tokens(self.settings):
             return parts.tokenized
@@ -91,7 +91,7 @@ class Training:
             return Conditions(parts.data) if parts.data.has_images else parts.data
         if not parts.data.has_images:
             raise DataError(f"training a {network} needs images, and the data `{parts.recipe.data.use}` has none")
-        return parts.data
+        return parts.given
 
     def _player(self, name: str, module: nn.Module) -> Player:
         return Player(name, module, self.settings.player, self.settings.iterations, self.fabric)

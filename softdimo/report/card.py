@@ -8,7 +8,7 @@ from typing import Any
 from softdimo.errors import PluginError
 from softdimo.report.equation import text
 from softdimo.report.folder import Folder
-from softdimo.report.headline import about, headline
+from softdimo.report.headline import about, headline, length
 from softdimo.report.objective import objective, player_line, views
 from softdimo.report.table import markdown_table
 
@@ -55,9 +55,7 @@ def _training(folder: Folder) -> list[str]:
     if recipe.get("text_encoder"):
         lines.append(f"* text encoder: `{_use(recipe, 'text_encoder')}`")
     lines.append(f"* teacher: `{_use(recipe, 'teacher')}`, mask schedule {recipe.get('schedule', 'arccos')}")
-    lines.append(
-        f"* {train.get('iterations')} iterations of {train.get('batch_size')} samples, seed {recipe.get('seed')}"
-    )
+    lines.append(f"* {length(folder)}, seed {recipe.get('seed')}")
     if train.get("player"):
         lines.append(f"* player of the {folder.network}: {player_line(train['player'])}")
     out = ["## Training", "\n".join(lines)]

@@ -62,6 +62,11 @@ class Folder:
         return self._read("search.json", json.loads)
 
     @cached_property
+    def ended(self) -> Json:
+        """`ended.json`: how far a training went that ended before its last iteration, and why."""
+        return self._read("ended.json", json.loads)
+
+    @cached_property
     def health(self) -> list[str]:
         """Lines of `health.txt`."""
         file = self.path / "health.txt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,16 @@ LARGEST = 256
 """Pixels; larger pictures are reduced on the page. The files are whole."""
 SMALL = 100
 """Pictures of fewer pixels are enlarged without smoothing."""
-NAMES = {"one_step": "no search", "start": "start", "winner": "winner", "best_of_n": "best of N"}
+NAMES = {"one_step": "no search", "winner": "winner", "best_of_n": "best of N", "start": "start"}
 """What pictures are called; those in between are steps."""
 
 
 def thinned(names: Sequence[str]) -> list[str]:
-    """The pictures to show: all that have names of their own, and at most `STEPS` steps, the last one among them."""
+    """The pictures to show, what compares first: then the start, and at most `STEPS` steps, the last one among them."""
     steps = [name for name in names if name not in NAMES]
     few = min(len(steps), STEPS)
-    kept = {steps[round((i + 1) * len(steps) / few) - 1] for i in range(few)}
-    return [name for name in names if name in NAMES or name in kept]
+    kept = [steps[round((i + 1) * len(steps) / few) - 1] for i in range(few)]
+    return [*(name for name in NAMES if name in names), *kept]
 
 
 def thumbnail(file: Path) -> tuple[str, int]:
@@ -72,7 +73,7 @@ def card(whole: Json, result: Json, shown: Sequence[str], pictures: Mapping[str,
     return tag(
         "article",
         tag("h3", result["text"], turn),
-        tag("p", _meta(result), class_="meta"),
+        tag("p", _meta(whole, result), class_="meta"),
         tag("div", grid, class_="scroll", tabindex="0", role="region", aria_label=f"Images: {result['text']}"),
         _starts(result),
         class_="found",
@@ -91,7 +92,7 @@ def _head(result: Json, name: str, picture: tuple[str, int] | None) -> Html:
 
 
 def _css(name: str) -> str | None:
-    return {"winner": "won apart", "start": "apart", "best_of_n": "apart"}.get(name)
+    return {"winner": "won", "start": "apart"}.get(name)
 
 
 def _note(result: Json, name: str) -> str:
@@ -100,12 +101,14 @@ def _note(result: Json, name: str) -> str:
     if name == "one_step":
         return "1 pass"
     if name == "start":
-        return f"random input {winner['start'] + 1} of {starts}" if starts > 1 else "random input"
+        return f"no. {winner['start'] + 1} of {starts}" if starts > 1 else "random input"
     if name == "best_of_n":
         return "random inputs"
     if name == "winner":
         step = winner["iteration"]
-        return f"random input {winner['start'] + 1}" if not _climbs(result) else f"= step {step}" if step else "= start"
+        return (
+            f"no. {winner['start'] + 1} of {starts}" if not _climbs(result) else f"= step {step}" if step else "= start"
+        )
     return "\N{NO-BREAK SPACE}"
 
 
@@ -113,7 +116,7 @@ def _climbs(result: Json) -> bool:
     return any(len(points) > 1 for points in result["trace"]["score"])
 
 
-def _meta(result: Json) -> str:
+def _meta(whole: Json, result: Json) -> str:
     """Budget and time in words."""
     budget = result["budget"]
     parts = [
@@ -125,34 +128,34 @@ def _meta(result: Json) -> str:
     spent = f"{budget['total']:g} forward-equivalents"
     if parts:
         spent += f": {', '.join([*parts, f'{rest:g} for the search'])}"
-    stopped = [len(points) for points in result["trace"]["score"]]
-    early = f" · starts stopped after {', '.join(str(n - 1) for n in stopped)} steps" if len(set(stopped)) > 1 else ""
-    beside = f" in a batch of {result['batch']}" if result["batch"] > 1 else ""
-    return f"{spent} · {number(result['seconds'])} s{beside}{early}"
+    taken = [len(points) - 1 for points in result["trace"]["score"]]
+    most = whole["settings"].get("iterations")
+    early = f" · starts stopped after {_and(taken)} steps" if isinstance(most, int) and min(taken) < most else ""
+    beside = f", {result['batch']} conditions side by side" if result["batch"] > 1 else ""
+    return f"{spent} · {number(result['seconds'], 2)} s{beside}{early}"
+
+
+def _and(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _starts(result: Json) -> Html | None:
     """Score of every start over its steps; of searches without steps, the best so far."""
     trace, won = result["trace"]["score"], result["winner"]["start"]
-    if _climbs(result):
-        series = [
-            Series(
-                f"start {s + 1}{', the winner' if s == won else ''}",
-                range(len(points)),
-                points,
-                s % 8,
-                "steps",
-                dash=int(s != won),
-            )
-            for s, points in enumerate(trace)
-        ]
-        title = f"How {'the start' if len(trace) == 1 else f'all {len(trace)} starts'} climbed"
-        return details(title, tag("div", chart("Score", series, "step"), class_="charts"))
-    if len(trace) < 2:
+    if not _climbs(result) and len(trace) < 2:
         return None
-    best, line = float("-inf"), []
-    for points in trace:
-        best = max(best, points[0])
-        line.append(best)
-    drawn = [Series("", range(1, len(line) + 1), line, 0, "steps")]
-    return details("Best so far", tag("div", chart("Best so far", drawn, "random inputs"), class_="charts"))
+    if _climbs(result):
+        title = f"How {'the start' if len(trace) == 1 else f'all {len(trace)} starts'} climbed"
+        names = [f"start {s + 1}{', the winner' if s == won else ''}" for s in range(len(trace))]
+        series = [
+            Series(name, range(len(points)), points, s, "steps", dash=int(s != won))
+            for s, (name, points) in enumerate(zip(names, trace, strict=True))
+        ]
+        last, label = max(map(len, trace)) - 1, "step"
+    else:
+        best = list(accumulate((points[0] for points in trace), max))
+        title, last, label = "Best so far", len(trace), "random inputs"
+        series = [Series("", range(1, last + 1), best, 0, "steps")]
+    ticks = range(0, last + 1, max(1, -(-last // 8)))
+    return details(title, tag("div", chart("Score", series, label, x_ticks=ticks), class_="charts"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -42,6 +43,8 @@ def page(whole: Json, folder: Path) -> str:
 
 def _few(texts: list[str], most: int = 60) -> str:
     """The first conditions, as many as fit into a title."""
+    times = Counter(texts)
+    texts = [text if n == 1 else f"{text} ({n} times)" for text, n in times.items()]
     shown: list[str] = []
     for text in texts:
         if shown and len(", ".join([*shown, text])) > most:
@@ -57,8 +60,9 @@ def _count(n: int, what: str) -> str:
 def _lead(whole: Json) -> str:
     n, missing = len(whole["conditions"]), whole["missing"]
     told = (
-        f"The one-step student {whole['model']} drew {_count(n, 'condition')}. For each, its input was searched for "
-        f"the image with the highest score by {whole['method']}, while its weights did not change."
+        f"{whole['model']}, a one-step student, drew {_count(n, 'condition')}. For each, its input was searched for "
+        f"the image with the highest score ({' + '.join(whole['score'])}) by {whole['method']}; its weights did not "
+        "change."
     )
     again = f" {_count(missing, 'condition')} not searched yet; the same command again goes on." if missing else ""
     return told + again
@@ -102,7 +106,7 @@ def _tiles(whole: Json) -> Html:
             tag("p", who, class_="who"),
             tag("p", mean, tag("small", f" ± {bar}") if bar else None, class_="big"),
             tag("p", f"score · {cost}"),
-            tag("p", f"{' · '.join(watched)} (held out)") if watched else None,
+            tag("p", f"held out: {', '.join(watched)}") if watched else None,
             class_=f"tile {css}".strip(),
         )
 
@@ -136,7 +140,7 @@ def _verdict(whole: Json) -> str:
         won = sum(s["winner"]["score"] > s["best_of_n"]["score"] for s in compared)
         lost = sum(s["winner"]["score"] < s["best_of_n"]["score"] for s in compared)
         said.append(
-            f"At the same cost it found a higher score than random inputs {won} times, a lower one {lost} times."
+            f"The best of as many random inputs, at the same cost, scored lower for {won} and higher for {lost}."
         )
     return " ".join(said)
 
@@ -151,7 +155,7 @@ def _conditions(whole: Json, folder: Path) -> Html:
         cards.append(card(whole, result, shown, pictures))
     hint = "No search: what the student draws in one pass, of the most probable tokens."
     if any("start" in r["shown"] for r in whole["conditions"]):
-        hint += " Start and steps: the climb that the winner was found on, from its own random input."
+        hint += " Start and steps: the climb on which the winner was found."
     return part("conditions", "Conditions", hint, *cards, long=True)
 
 

@@ -28,7 +28,7 @@ def about(folder: Folder) -> str:
             f"A masked-diffusion teacher ({teacher or 'given by its weights'}) is distilled into a student that draws "
             f"an image in one network pass{where}."
         )
-        parts.append(f"The student minimizes {_count(len(terms), 'term')} ({names}) for {length(train)}.")
+        parts.append(f"The student minimizes {_count(len(terms), 'term')} ({names}) for {length(folder)}.")
         start = (train.get("start") or {}).get("from")
         parts.append("It starts from an earlier student." if start else "It starts as a copy of the teacher.")
     elif train:
@@ -37,7 +37,7 @@ def about(folder: Folder) -> str:
             "tokenizer": "A tokenizer, which turns images into tokens and back, is trained",
             "features": "A feature network, used to measure and to reward, is trained",
         }.get(folder.network, f"The {folder.network} is trained")
-        parts.append(f"{what}{where} for {length(train)}.")
+        parts.append(f"{what}{where} for {length(folder)}.")
     doing = [w for k, w in (("eval", "an evaluation"), ("search", "a test-time search")) if recipe.get(k)]
     if doing and not train:
         parts.append(f"This run is {' and '.join(doing)}{where}.")
@@ -123,6 +123,8 @@ def _count(n: int, word: str) -> str:
     return f"{n} {word}{'' if n == 1 else 's'}"
 
 
-def length(train: Mapping[str, Any]) -> str:
-    """`600 iterations of 48 samples`."""
-    return f"{train.get('iterations', '?')} iterations of {train.get('batch_size', '?')} samples"
+def length(folder: Folder) -> str:
+    """`600 iterations of 48 samples`, or `310 of 600 iterations of 48 samples`."""
+    train = folder.recipe.get("train") or {}
+    part = f"{folder.ended['iterations']} of " if folder.ended else ""
+    return f"{part}{train.get('iterations', '?')} iterations of {train.get('batch_size', '?')} samples"

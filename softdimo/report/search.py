@@ -23,12 +23,14 @@ def search_part(folder: Folder) -> Html | None:
     if not methods:
         return None
     held = list(dict.fromkeys(k for m in methods for k in m.get("held_out") or {}))
+    several = list(dict.fromkeys(k for m in methods for k in m.get("rewards") or {}))
     gains = any(m.get("gain_mean") is not None for m in methods)
     rows = []
     for m in methods:
         score = _spread(m, "score")
         gain = [_spread(m, "gain")] if gains else []
-        rest = [number(float(m["held_out"][k])) if k in (m.get("held_out") or {}) else "–" for k in held]
+        named = [(m.get("rewards") or {}, k) for k in several] + [(m.get("held_out") or {}, k) for k in held]
+        rest = [number(float(values[k])) if k in values else "–" for values, k in named]
         seconds = number(float(m["seconds"])) if m.get("seconds") is not None else "–"
         rows.append(("", [m.get("name", ""), f"{float(m.get('passes', 0)):g}", score, *gain, *rest, seconds]))
     heads = [
@@ -36,6 +38,7 @@ def search_part(folder: Folder) -> Html | None:
         "forward-equivalents",
         "score",
         *(["gain, paired"] if gains else []),
+        *several,
         *(f"{k} (held out)" for k in held),
         "seconds",
     ]
@@ -44,7 +47,7 @@ def search_part(folder: Folder) -> Html | None:
         "search",
         "Test-time search",
         f"The student's input embedding is searched with its weights fixed, for {n} conditions. A forward counts 1, "
-        "its backward 2. Held-out rewards were never optimized.",
+        "its backward 2. Held-out rewards were never optimized." + _calibration(methods),
         table(heads, rows, "Search methods"),
         tag("h3", "Score against cost"),
         shared_legend([compared(i, _method(m), 0.0, 0.0) for i, m in enumerate(methods)]),
@@ -52,6 +55,13 @@ def search_part(folder: Folder) -> Html | None:
         _pictures(folder),
         long=True,
     )
+
+
+def _calibration(methods: Sequence[Mapping[str, Any]]) -> str:
+    """Where the units of several rewards come from, and that they cost something."""
+    passes = max((float(m.get("calibration") or 0) for m in methods), default=0)
+    told = " The score is a weighted sum of rewards, each in standard deviations from its mean over "
+    return f"{told}{passes:g} random starts of the same condition, which every search has paid for." if passes else ""
 
 
 def _costs(methods: Sequence[Mapping[str, Any]], held: Sequence[str]) -> list[Html]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from softdimo.recipe.model import Method, SearchSection
-from softdimo.report.scale import number
 
 SOURCE = "Soft-Di[M]O (arXiv 2509.22925), test-time embedding optimization"
 FORWARD = "a forward pass of the student counts 1, its backward 2"
@@ -21,8 +20,8 @@ def rewarded(section: SearchSection) -> str:
     """Which rewards R is made of, and in which units."""
     rewards = section.rewards()
     if len(rewards) == 1:
-        return rewards[0].name if rewards[0].weight == 1 else f"{number(rewards[0].weight)} x {rewards[0].name}"
-    names = ", ".join(f"{r.name}{'' if r.weight == 1 else f' with weight {number(r.weight)}'}" for r in rewards)
+        return rewards[0].name if rewards[0].weight == 1 else f"{rewards[0].weight:g} x {rewards[0].name}"
+    names = ", ".join(f"{r.name}{'' if r.weight == 1 else f' with weight {r.weight:g}'}" for r in rewards)
     if section.pool is None:
         return f"the sum of {names}, each in its own unit"
     return (

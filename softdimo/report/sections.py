@@ -159,7 +159,7 @@ def lineage_part(stages: Sequence[Stage]) -> Html | None:
         if not (found := charts(folder.log, _rewards(folder))):
             continue
         train = folder.recipe.get("train") or {}
-        line = tag("p", f"{length(train)}; {player_line(train.get('player') or {})}", class_="hint")
+        line = tag("p", f"{length(folder)}; {player_line(train.get('player') or {})}", class_="hint")
         grid = tag("div", found, class_="charts")
         if stage is last and len(stages) == 1:
             body.append(grid)
@@ -228,9 +228,11 @@ def reproduce_part(folder: Folder) -> Html | None:
 
 def health_part(folder: Folder) -> Html | None:
     """Statements about the run's state; those with advice stand out."""
-    if not folder.health:
+    ended = f"training ended early: {folder.ended['why']}" if folder.ended else ""
+    lines = [line for line in (ended, *folder.health) if line]
+    if not lines:
         return None
-    items = [tag("li", line, class_="warn" if ": " in line else None) for line in folder.health]
+    items = [tag("li", line, class_="warn" if ": " in line else None) for line in lines]
     return part("health", "Health", "What the last log row says.", tag("ul", items, class_="health"))
 
 

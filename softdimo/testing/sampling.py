@@ -134,6 +134,10 @@ def check_search(search: Search, made_in: Context) -> None:
         found.e[:1],
         "each condition is searched by itself: its result must not depend on the scores of the others",
     )
+    rewards = trial.run(_Named(trial.score)).rewards
+    if rewards:
+        need(set(rewards) == {"half", "rest"}, f"`rewards` are those that the score names, not {sorted(rewards)}")
+        near(rewards["half"] + rewards["rest"], found.trace, "`rewards` must be those of the points of `trace`")
     try:
         trial.run(_Plain(trial.score))
     except PluginError as error:
@@ -178,6 +182,22 @@ class _Plain:
         return self.score(img.detach(), cond)
 
 
+class _Named:
+    """A score that tells what it is made of."""
+
+    differentiable = True
+
+    def __init__(self, score: Callable[[Tensor, Cond], Tensor]) -> None:
+        self.score = score
+
+    def __call__(self, img: Tensor, cond: Cond) -> Tensor:
+        return self.score(img, cond)
+
+    def each(self, img: Tensor, cond: Cond) -> tuple[Tensor, dict[str, Tensor]]:
+        value = self.score(img, cond)
+        return value, {"half": value / 2, "rest": value / 2}
+
+
 @torch.no_grad()
 def _found(trial: _Trial, found: Found) -> None:
     """Shapes, and scores that are those of the embeddings."""
@@ -195,6 +215,13 @@ def _found(trial: _Trial, found: Found) -> None:
     worse = float((trial.score(trial.generator(first, trial.cond), trial.cond) - found.score).max())
     need(worse < 1e-5, f"a search is never worse than its first start, but this one is by {worse:.3g}")
     need(0 <= found.screening <= found.passes, "`screening` is a part of `passes`")
+    if found.spent is not None:
+        need(found.spent.shape == (B,), f"`spent` is [B], not {list(found.spent.shape)}")
+        near(found.spent.double().mean(), torch.tensor(found.passes).double(), "`passes` must be the mean of `spent`")
+    if found.points is not None:
+        shape = (len(trace), B)
+        need(found.points.shape == shape, f"`points` is [starts B] = {list(shape)}, not {list(found.points.shape)}")
+        need(bool((found.points <= trace.shape[1]).all()), "`points` counts points of `trace`")
     if found.path is not None:
         shape = (trace.shape[1], *first.shape)
         need(found.path.shape == shape, f"`path` is [iterations B L D] = {list(shape)}, not {list(found.path.shape)}")

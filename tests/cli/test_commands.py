@@ -77,6 +77,31 @@ def test_sections(recipe, spy):
         assert (call.out, call.loaded.recipe.seed) == (Path("there"), 2)
 
 
+def test_search_for_conditions(recipe, spy, capsys):
+    seen = spy("softdimo.find.find", Path("x"))
+    Path("prompts.txt").write_text("a fox\n\nan owl\n")
+    assert main(["search", "model", "--labels", "cat, 2", "-l", "dog"]) == 0
+    full = ["--prompt", "a cat, with a hat", "-p", "a cow", "--prompts-file", "prompts.txt", "--with", "s.yaml",
+            "--method", "climb", "--compare", "--fresh", "-o", "there", "--smoke", "--threads", "2",
+            "--device", "cpu"]  # fmt: skip
+    assert main(["search", "model", "seed=2", *full]) == 0
+    plain, everything = (vars(call) for call in seen.calls)
+    say = plain.pop("say")
+    assert plain == {
+        "where": "model", "labels": ["cat", "2", "dog"], "prompts": [], "out": None, "overrides": [], "section": None,
+        "method": None, "compare": False, "fresh": False, "smoke": False,
+    }  # fmt: skip
+    assert everything == {
+        "where": "model", "labels": [], "prompts": ["a cat, with a hat", "a cow", "a fox", "an owl"],
+        "out": Path("there"), "overrides": ["seed=2", "hardware.threads=2", "hardware.accelerator=cpu"],
+        "section": "s.yaml", "method": "climb", "compare": True, "fresh": True, "smoke": True, "say": say,
+    }  # fmt: skip
+    assert main(["search", "model", "--prompts-file", "none.txt"]) == 3
+    assert "cannot read the prompts of none.txt" in capsys.readouterr().err
+    spy("softdimo.find.find", Interrupted("stopped; x keeps what is done"))
+    assert main(["search", "model", "-l", "cat"]) == 130
+
+
 def test_check_and_explain(recipe, spy, capsys):
     seen = spy("softdimo.check.check")
     assert main(["check", str(recipe), "seed=2", "--smoke"]) == 0
@@ -99,9 +124,9 @@ def test_models(recipe, spy, capsys):
     assert (seen.calls[2].prompts, seen.calls[2].labels) == (["a cup, blue", "b", "a dog", "two, or more, cats"], [])
     Path("lines.txt").write_text(" \n")
     assert main(["sample", "runs/x", "--prompts-file", "lines.txt"]) == 3
-    assert "lines.txt has no prompts" in capsys.readouterr().err
+    assert "lines.txt holds no prompt" in capsys.readouterr().err
     assert main(["sample", "runs/x", "--prompts-file", "nowhere.txt"]) == 3
-    assert "cannot read nowhere.txt" in capsys.readouterr().err
+    assert "cannot read the prompts of nowhere.txt" in capsys.readouterr().err
     assert len(seen.calls) == 3
     seen = spy("softdimo.export.export", Path("e"))
     assert main(["export", "runs/x", "--out", "e"]) == 0

@@ -3,7 +3,7 @@ import torch
 
 from softdimo import spec
 from softdimo.errors import TrainingError
-from softdimo.math.init import Init
+from softdimo.math.init import Init, Warmup
 from softdimo.math.rollout import rollout
 from softdimo.math.soft import Relaxation
 from softdimo_plugins.losses.dimo import DiMO
@@ -61,6 +61,17 @@ def test_the_generators_turn_gives_critics_no_gradient() -> None:
     algorithm.step(0, batch())
     assert student.total > 0
     assert [critic.total for critic in critics] == [0, 0]
+
+
+def test_the_noise_of_an_iteration_is_the_warmups(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = distillation(context(), torch.Generator().manual_seed(0))
+    algorithm.init = Init(sigma=0.8, warmup=Warmup(over=4))
+    seen: list[float] = []
+    perturb = Init.perturb
+    monkeypatch.setattr(Init, "perturb", lambda init, *args: seen.append(init.sigma) or perturb(init, *args))
+    for iteration in (0, 1, 3, 9):
+        algorithm.step(iteration, batch())
+    assert seen == pytest.approx([0, 0.2, 0.6, 0.8])
 
 
 def test_gradients_go_with_the_step_and_wait_while_they_accumulate() -> None:

@@ -1,6 +1,7 @@
 """x_init and the noise on its embedding."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from softdimo.kinds import TokenShape
-from softdimo.math.init import Init
+from softdimo.math.init import Init, Warmup
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "schedules.json").read_text())
 
@@ -70,7 +71,24 @@ def test_noise_keeps_precision_and_passes_gradients():
     assert torch.allclose(e.grad, torch.full_like(e, 0.8))
 
 
-@pytest.mark.parametrize("wrong", [{"r_init": 1.2}, {"sigma": -0.1}, {"noise_rms": "tables"}, {"noise": 1}])
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ("linear", [0, 0.25, 0.5, 1, 1]),
+        ("cosine", [0, 0.5 - 0.125**0.5, 0.5, 1, 1]),
+        ("exponential", [0, 1 - math.exp(-0.25), 1 - math.exp(-0.5), 1 - math.exp(-1), 1 - math.exp(-2)]),
+    ],
+)
+def test_noise_grows_over_the_iterations(shape, parts):
+    init = Init(r_init=0.5, sigma=0.4, warmup=Warmup(shape=shape, over=8))
+    assert [init.at(k).sigma for k in (0, 2, 4, 8, 16)] == pytest.approx([0.4 * part for part in parts])
+    assert init.at(2) == Init(r_init=0.5, sigma=init.at(2).sigma)
+    assert Init(sigma=0.4).at(3).sigma == 0.4
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"r_init": 1.2}, {"sigma": -0.1}, {"noise_rms": "tables"}, {"noise": 1}, {"warmup": {"over": 0}}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         Init(**wrong)

@@ -138,8 +138,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "sampler random_order": [{"steps": 4}, {"steps": 4, "guidance": {"scale": 2.0}}],
     "sampler one_step": [{}, {"top_k": 3}, {"top_p": 0.5, "temperature": 2.0}],
-    "search tteo": [{}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2}],
-    "search best_of_n": [{}, {"n": 1, "decode": "soft"}],
+    "search tteo": [
+        {}, {"candidates": 8, "decode": "soft", "norm_prior": 1.0}, {"optimizer": "sgd", "lr": 0.2},
+        {"optimizer": "sgd", "lr": 5, "momentum": 0.9, "nesterov": True, "clip": 0.1, "norm_prior": 0.01, "rows": 3},
+        {"optimizer": "normalized", "lr": 0.1, "norm_prior": 0.01, "norm_of": "noise", "patience": 1, "rows": 5},
+        {"norm_prior": 0.01, "norm_of": "table", "starts": 1},
+    ],
+    "search best_of_n": [{}, {"n": 1, "decode": "soft"}, {"n": 5, "rows": 4}],
     "data animals": [{}, {"mirror": False}],
     "data digits": [{}, {"condition": "digit"}],
     "data folder": [

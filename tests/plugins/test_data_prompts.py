@@ -215,7 +215,7 @@ def test_memory_is_offsets_not_objects(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', {}, "holds no list of texts or records, but a dict"),
         ("a.json", b"[", {}, "is not JSON that can be read"),
         ("a.json", b'["a", 3]', {}, "record 2: is a int, not a record or a text"),
-        ("a.csv", b"a\n", {}, r"is no file of texts \(\.txt, "),
+        ("a.xyz", b"a\n", {}, r"is no file of texts \(\.txt, "),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(
@@ -241,6 +241,20 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
         DataError, match=r"has \.json and \.txt files; give one file, or a folder with files of one kind"
     ):
         build(tmp_path / "e")
+
+
+def test_a_tiny_version_makes_prompts_up_where_there_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.txt", MANY)
+    assert Prompts(path=str(path)).smoke() == Prompts(path=str(path))
+    assert Prompts(path=str(path), size=1024).smoke() == Prompts(path=str(path), size=256)
+    for gone in (Prompts(path="gone.txt"), Prompts(path=str(path), held_out=str(tmp_path / "bench"), group="file")):
+        tiny = gone.smoke()
+        assert (tiny.random, tiny.content()) == (64, "")
+        data = tiny.build(BLANK)
+        assert len(set(all_of(data, "train")) | set(all_of(data, "held_out"))) == 64
+        assert "this is a trial of the code alone" in caplog.text
+        check_data(tiny.build)
+        assert data.fingerprint() != build(path).fingerprint()
 
 
 def test_relative_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,10 @@ from softdimo_plugins.teachers.halton import Halton
 from softdimo_plugins.teachers.maskbit import MaskBit
 from softdimo_plugins.teachers.maskgen import MaskGen
 from softdimo_plugins.teachers.maskgit import MaskGit
+from softdimo_plugins.teachers.meissonic import Meissonic
+from softdimo_plugins.text_encoders.clip import Clip
 from softdimo_plugins.tokenizers.maskbit import MaskBitLFQ
+from softdimo_plugins.tokenizers.meissonic import MeissonicVQ
 from softdimo_plugins.tokenizers.tatitok import TATiTok, Tower
 from softdimo_plugins.tokenizers.vqgan import VQGAN, LlamaGenVQ
 
@@ -52,6 +55,11 @@ SMALL = {
     "vqgan": Public(VQGAN(latent=8, dim=6, codebook=8, **CONV)),
     "llamagen_vq": Public(LlamaGenVQ(latent=8, dim=4, codebook=16, **CONV)),
     "maskbit_lfq": Public(MaskBitLFQ(bits=6, **CONV)),
+    "clip": Public(Clip(width=16, depth=2, heads=2, fresh=True)),
+    "meissonic": Public(
+        Meissonic(width=16, joint=1, single=1, heads=2, axes=(2, 2, 4), text_width=8), TokenShape(2, 2, 1, 8)
+    ),
+    "meissonic_vq": Public(MeissonicVQ(widths=(32, 32), blocks=1, latent=8, dim=6, codebook=8)),
 }
 every = pytest.mark.parametrize("name", SMALL)
 

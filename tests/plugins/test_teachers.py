@@ -140,7 +140,7 @@ def test_null_branch_is_one_more_label():
     for k in range(len(CLASSES)):
         assert not torch.allclose(unconditional, net(e, Cond(torch.full((5,), k))).logits)
     unconditional.square().sum().backward()
-    touched = net.labels.weight.grad.abs().sum(1) > 0
+    touched = net.condition.weight.grad.abs().sum(1) > 0
     assert touched.tolist() == [False] * len(CLASSES) + [True]
 
 

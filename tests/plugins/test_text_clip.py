@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import save_weights
+from softdimo.kinds import Context, ImageShape
 from softdimo_plugins.text_encoders import words
 from softdimo_plugins.text_encoders.clip import Clip, ClipEncoder
 
@@ -254,7 +255,17 @@ def test_a_damaged_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     words.bundled.cache_clear()
 
 
+def test_nothing_is_fetched_for_a_network_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "locate", lambda address: pytest.fail("asked the hub"))
+    blank = Context(ImageShape(1, 1, 1), (), print, device=torch.device("meta"))
+    with torch.device("meta"):
+        net = Clip(width=16, depth=2, heads=2, fresh=True, vocabulary="hf://a/b").build(blank)
+    assert net.encode(["a"])["states"].shape == (1, 77, 16)
+
+
 def test_a_tiny_version_has_two_blocks_of_the_same_width_and_no_file() -> None:
     tiny = Clip(weights="big.safetensors", dtype="float16").smoke()
     assert (tiny.depth, tiny.width, tiny.heads, tiny.weights, tiny.fresh) == (2, 1024, 16, None, True)
     assert tiny.dtype == "float16"
+    assert Clip(vocabulary="hf://a/b").smoke().vocabulary is None
+    assert Clip(vocabulary="there").smoke().vocabulary == "there"

@@ -104,6 +104,9 @@ NO_STUDENT = [
         (changed("name: other,", "name: other, reward: {use: toy_reward}}\n    - {name: other,"), [
             ("{use: toy_reward}}\n    - {name: ", "search.held_out.1.name: `other` names two held-out rewards"),
         ]),
+        (changed("score: {use: toy_reward}", "score: [{reward: {use: toy_reward}}, {reward: {use: toy_reward}}]"), [
+            ("reward: {use: toy_reward}}, ", "search.score.1.name: `toy_reward` names two rewards; give one a `name:`"),
+        ]),
         ("title: t\ndata: {use: toy_data}\neval:\n  samples: 1\n  metrics: [{use: toy_metric}]\n  rows:\n"
          "    - {name: r, of: reconstruction}\n    - {name: t, of: teacher, sampler: {use: toy_sampler}}\n", [
             ("name: r, of: ", "eval.rows.0.of: reconstructions need a `tokenizer:` section"),

@@ -97,6 +97,18 @@ CASES = [
     ("score: {use: toy_reward}", 'score: {use: toy_reward, judge: "hf://bad/bad/bad"}', [
         "recipe.yaml:28:3 search.score: the reward `toy_reward` fails on these settings (RuntimeError: a bug of ",
     ]),
+    ("score: {use: toy_reward}", "score: [{reward: {use: toy_reward}, wight: 2}]", [
+        "recipe.yaml:28:39 search.score.0.wight: unknown key; did you mean `weight`? (known: name, reward, weight)",
+    ]),
+    ("score: {use: toy_reward}", "score: [{reward: {use: toy_reward, jugde: a}}, {use: toy_reward}]", [
+        "recipe.yaml:28:38 search.score.0.reward.jugde: unknown key; did you mean `judge`?",
+        "recipe.yaml:28:50 search.score.1.reward: is missing: The reward.",
+        "recipe.yaml:28:51 search.score.1.use: unknown key (known: name, reward, weight)",
+    ]),
+    ("score: {use: toy_reward}", "score: []", ["recipe.yaml:28:3 search.score: must have at least 1 items, has 0"]),
+    ("score: {use: toy_reward}", "score: toy_reward", [
+        "recipe.yaml:28:10 search.score: must be a reward: a mapping with `use: <name>`, not the text `toy_reward`",
+    ]),
     ("  seeds: [0, 1, 2]", "  seeds: []", ["recipe.yaml:19:3 eval.seeds: must have at least 1 items, has 0"]),
     ("{name: real, of: real}", "{name: a/b, of: real}", [
         "recipe.yaml:23:14 eval.rows.0.name: must be text without `/`",

@@ -79,3 +79,12 @@ def test_broken_plugins_are_left_out_and_named(tmp_path, monkeypatch):
     assert "toy_gone" not in text
     assert len(broken) == 1
     assert broken[0].startswith("the reward `toy_gone` of gone cannot be imported")
+
+
+def test_a_score_is_a_reward_or_a_list_of_rewards(schema):
+    one, several = schema["$defs"]["SearchSection"]["properties"]["score"]["oneOf"]
+    assert one["$ref"] == "#/$defs/component.reward"
+    assert several["type"] == "array"
+    item = resolve(schema, several["items"])
+    assert item["properties"]["reward"]["$ref"] == "#/$defs/component.reward"
+    assert set(item["properties"]) == {"name", "reward", "weight"}

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softdimo.recipe import Recipe, content_hash, distributions, dump, load, load_ref, smoke
+from softdimo.recipe import Recipe, content_hash, distributions, dump, load, load_ref, settings_hash, smoke
 from tests.recipe.toy import STUDENT, Data, Sampler, Search, Teacher, Tokenizer
 
 
@@ -88,6 +88,26 @@ def test_hash_follows_what_results_depend_on(read):
     assert [content_hash(read(STUDENT, o)) == mine for o in SAME] == [True] * len(SAME)
     others = [content_hash(read(STUDENT, o)) for o in OTHER]
     assert len({mine, *others}) == len(OTHER) + 1
+
+
+def test_hash_of_settings_follows_recipes_by_content(read, tmp_path):
+    other = STUDENT.replace("  iterations", "  network: teacher\n  iterations")
+    (tmp_path / "a.yaml").write_text(other[: other.index("  terms:")])
+    (tmp_path / "b.yaml").write_text("base: a.yaml\ntitle: same content\n")
+    (tmp_path / "c.yaml").write_text("base: a.yaml\nseed: 5\n")
+    judged = "search.score={use: toy_reward, judge: {recipe: %s.yaml}}"
+    a, b, c = (settings_hash(read(STUDENT, judged % f"{tmp_path}/{n}").search) for n in "abc")
+    assert a == b
+    assert len({a, c, settings_hash(read().search)}) == 3
+
+
+def test_several_rewards_are_written_as_a_list(read, tmp_path):
+    several = "search.score=[{reward: {use: toy_reward}}, {name: other, weight: 2, reward: {use: toy_reward}}]"
+    recipe = read(STUDENT, several)
+    assert [(r.name, r.weight) for r in recipe.search.rewards()] == [("toy_reward", 1), ("other", 2)]
+    assert [(r.name, r.weight) for r in read().search.rewards()] == [("toy_reward", 1)]
+    (tmp_path / "elsewhere.yaml").write_text(dump(recipe))
+    assert load(tmp_path / "elsewhere.yaml").recipe == recipe
 
 
 def test_hash_is_stable():

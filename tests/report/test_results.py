@@ -60,3 +60,18 @@ def test_search_scores_stand_against_their_cost(tmp_path: Path) -> None:
     assert traces["best of 4"]["x"] == [1, 2, 3, 4]
     assert traces["TTEO, 4 starts"]["x"] == [4, 16, 28, 40, 52]
     assert "one step, argmax" not in traces
+
+
+def test_rewards_that_are_optimized_together_have_columns(tmp_path: Path) -> None:
+    found = search()
+    for method in found["methods"]:
+        method["rewards"] = {"clip": 0.31, "hps": 0.28}
+    found["methods"][-1]["calibration"] = 8
+    write_json(tmp_path / "search.json", found)
+    source = str(search_part(Folder(tmp_path)))
+    for said in (">clip<", ">hps<", ">0.310<", "over 8 random starts of the same condition"):
+        assert said in source
+    write_json(tmp_path / "search.json", search())
+    plain = str(search_part(Folder(tmp_path)))
+    assert ">clip<" not in plain
+    assert "random starts of the same condition" not in plain

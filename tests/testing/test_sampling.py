@@ -164,6 +164,7 @@ def test_searches(here):
     testing.check_search(Climb(), here)
     testing.check_search(search(decode="argmax", steps=1), here)
     testing.check_search(TTEO(starts=2, candidates=5, lr=0.3).build(here), here)
+    testing.check_search(TTEO(starts=3, lr=5.0, patience=1, rows=2).build(here), here)
     testing.check_search(BestOfN(n=3), here)
 
 
@@ -198,6 +199,12 @@ def test_searches(here):
             "no point of `path` is better",
         ),
         ({"found": altered(screening=lambda f: 20.0)}, "`screening` is a part of `passes`"),
+        ({"found": altered(spent=lambda f: f.score.new_full((3,), 9.0))}, "`passes` must be the mean of `spent`"),
+        ({"found": altered(spent=lambda f: f.score.new_full((1, 3), 10.0))}, r"`spent` is \[B\], not \[1, 3\]"),
+        ({"found": altered(points=lambda f: f.score.long())}, r"`points` is \[starts B\] = \[1, 3\], not \[3\]"),
+        ({"found": altered(points=lambda f: f.trace[:, 0].long() * 0 + 5)}, "`points` counts points of `trace`"),
+        ({"found": altered(rewards=lambda f: {"half": f.trace})}, "`rewards` are those that the score names"),
+        ({"found": altered(rewards=lambda f: {"half": f.trace, "rest": f.trace})}, "must be those of the points"),
         ({"passes": lambda s: 1.0 + s.steps}, "says 4 forward-equivalents per condition, the network made 10: 12 rows"),
         ({"passes": lambda s: 4.0 * s.steps}, "says 12 forward-equivalents per condition, the network made 10"),
         ({"scaled": lambda s, g: 100 * g / g.norm()}, "each condition is searched by itself"),

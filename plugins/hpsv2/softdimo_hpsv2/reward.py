@@ -35,7 +35,7 @@ class HPSv2Official(HPSv2):
         "HPSv2", marks("model.visual.conv1.weight"), under="state_dict", renames=((r"^(?!model\.)", "model."),)
     )
 
-    def build(self, context: Context) -> HPSv2OfficialScorer:  # type: ignore[override]
+    def build(self, context: Context) -> HPSv2OfficialScorer:
         """The reward, with fresh weights."""
         name = self.use or "hpsv2_official"
         self.require_file(name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from softdimo_hpsv2.reward import HPSv2Official
 
 from softdimo import registry
 from softdimo.errors import RecipeError, WeightsError
 from softdimo.kinds import Cond
 from softdimo.testing import check_reward, context
+from softdimo_hpsv2.reward import HPSv2Official
 from softdimo_plugins.rewards.clip import tokenizer
 from softdimo_plugins.rewards.hpsv2 import HPSv2
 
@@ -47,8 +47,11 @@ def test_the_package_and_our_own_agree(tmp_path, tiny, size):
     norms = theirs[1].flatten(1).norm(dim=1)
     assert norms.min() > 1e-5
     assert ((theirs[1] - ours[1]).flatten(1).norm(dim=1) <= 1e-5 * norms).all()
-    print(f"difference {(theirs[0] - ours[0]).abs().max():.2g}, of gradients {(theirs[1] - ours[1]).norm():.2g} "
-          f"of {theirs[1].norm():.3g}")  # fmt: skip
+    size_of = "tiny" if tiny else "full"
+    print(
+        f"{size_of} {list(size)}: scores differ by {(theirs[0] - ours[0]).abs().max():.2g}, gradients by "
+        f"{(theirs[1] - ours[1]).norm() / theirs[1].norm():.2g} of their size"
+    )
 
 
 def test_contract():
@@ -64,11 +67,11 @@ def test_prompts_are_read_alike():
     prompts = [
         "",
         "A Cat!",
-        "caf\u00e9 \u732b \u00df",
+        "café 猫 ß",
         "x" * 300,
         "one two " * 90,
         "tab\there",
-        "&amp; \u201cquoted\u201d",
+        "&amp; “quoted”",
     ]
     assert torch.equal(theirs.encode(prompts), tokenizer("hpsv2", "ViT-H-14")(prompts))
 

@@ -33,7 +33,7 @@ class ImageRewardOfficial(ImageReward):
         "ImageReward", marks("model.mlp.layers.0.weight"), renames=((r"^(?!model\.)", "model."),)
     )
 
-    def build(self, context: Context) -> ImageRewardOfficialScorer:  # type: ignore[override]
+    def build(self, context: Context) -> ImageRewardOfficialScorer:
         """The reward, with fresh weights. WeightsError without weights or vocabulary."""
         name = self.use or "imagereward_official"
         self.require_files(name)

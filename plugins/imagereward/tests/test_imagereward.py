@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from softdimo_imagereward.reward import ImageRewardOfficial
 from torch import nn
 
 from softdimo import registry
 from softdimo.errors import RecipeError, WeightsError
 from softdimo.kinds import Cond
 from softdimo.testing import check_reward, context
+from softdimo_imagereward.reward import ImageRewardOfficial
 from softdimo_plugins.rewards.image_reward import ImageReward, wordpieces
 
 PROMPTS = ("a red cat", "two dogs, at night", "a red cat")
@@ -50,8 +50,11 @@ def test_the_package_and_our_own_agree(tmp_path, tiny, size):
     norms = theirs[1].flatten(1).norm(dim=1)
     assert norms.min() > 1e-5
     assert ((theirs[1] - ours[1]).flatten(1).norm(dim=1) <= 1e-5 * norms).all()
-    print(f"difference {(theirs[0] - ours[0]).abs().max():.2g}, of gradients {(theirs[1] - ours[1]).norm():.2g} "
-          f"of {theirs[1].norm():.3g}")  # fmt: skip
+    size_of = "tiny" if tiny else "full"
+    print(
+        f"{size_of} {list(size)}: scores differ by {(theirs[0] - ours[0]).abs().max():.2g}, gradients by "
+        f"{(theirs[1] - ours[1]).norm() / theirs[1].norm():.2g} of their size"
+    )
 
 
 def test_contract():
@@ -64,7 +67,7 @@ def test_it_is_found_by_its_name():
 
 def test_prompts_are_read_alike():
     theirs = ImageRewardOfficial().smoke().build(context())
-    prompts = ["", "A Cat!", "caf\u00e9 \u732b \u00df", "x" * 300, "one two " * 40, "tab\there", "\u201cquoted\u201d"]
+    prompts = ["", "A Cat!", "café 猫 ß", "x" * 300, "one two " * 40, "tab\there", "“quoted”"]
     ours = wordpieces(None).encode_batch(prompts)
     assert theirs.encode(prompts).tolist() == [[one.ids, one.attention_mask] for one in ours]
 

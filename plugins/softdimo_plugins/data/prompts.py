@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from softdimo.errors import DataError
 from softdimo.kinds import NULL_LABEL, Batch, Cond, Context, Data, ImageShape
 from softdimo.spec import LocalPath, Spec
 from softdimo_plugins.data.texts import Texts, find
+
+log = logging.getLogger(__name__)
 
 
 class Prompts(Spec):
@@ -49,9 +52,18 @@ class Prompts(Spec):
     """Height and width of the images that the tokenizer decodes."""
     channels: Literal[1, 3] = 3
     """3 for color, 1 for gray."""
+    random: Annotated[int, Field(ge=0)] = 0
+    """So many made-up prompts instead of files, to try the code: `--smoke` says 64 where the files are not there."""
+
+    def smoke(self) -> Self:
+        """Images of 256 px at most, and made-up prompts where files are missing."""
+        small = self.model_copy(update={"size": min(256, self.size)})
+        return small if all(path.exists() for path in self._paths()) else small.model_copy(update={"random": 64})
 
     def content(self) -> str:
         """SHA-256 of the files' bytes, in their order; they are read again only when a size or a time has changed."""
+        if self.random:
+            return ""
         try:
             return " ".join(_digest(tuple(_stat(file) for file in find(path))) for path in self._paths())
         except OSError as error:
@@ -59,6 +71,22 @@ class Prompts(Spec):
 
     def build(self, context: Context) -> PromptData:
         """Find every prompt. DataError names the file and the line at fault."""
+        train, held = self._texts()
+        rows = {"train": np.arange(len(train)), "held_out": np.arange(len(held))}
+        if train is held and not isinstance(self.held_out, str) and self.held_out:
+            rows = self._split(train, self.held_out)
+        paths_out = {"use", "path"} | ({"held_out"} if isinstance(self.held_out, str) else set())
+        return PromptData(
+            {"train": PromptSource(train, rows["train"]), "held_out": PromptSource(held, rows["held_out"])},
+            ImageShape(self.channels, self.size, self.size),
+            hashlib.sha256(f"{self.content()} {self.model_dump_json(exclude=paths_out)}".encode()).hexdigest(),
+        )
+
+    def _texts(self) -> tuple[Texts | MadeUp, Texts | MadeUp]:
+        """Those to train on, and those to sample for, which may be the same."""
+        if self.random:
+            log.warning("made-up prompts stand in for those of %s: this is a trial of the code alone", self.path)
+            return (made_up := MadeUp(self.random)), made_up
         paths = self._paths()
         group = self.group if len(paths) == 1 else None
         train = held = Texts(find(paths[0]), self.field, group, self._wanted)
@@ -67,15 +95,7 @@ class Prompts(Spec):
         for path, texts in zip(paths, (train, held), strict=False):
             if not len(texts):
                 raise DataError(f"{path} has no prompts of the lengths asked for; see data.shortest and data.longest")
-        rows = {"train": np.arange(len(train)), "held_out": np.arange(len(held))}
-        if train is held and self.held_out:
-            rows = self._split(train)
-        paths_out = {"use", "path"} | ({"held_out"} if isinstance(self.held_out, str) else set())
-        return PromptData(
-            {"train": PromptSource(train, rows["train"]), "held_out": PromptSource(held, rows["held_out"])},
-            ImageShape(self.channels, self.size, self.size),
-            hashlib.sha256(f"{self.content()} {self.model_dump_json(exclude=paths_out)}".encode()).hexdigest(),
-        )
+        return train, held
 
     def _paths(self) -> list[Path]:
         others = [self.held_out] if isinstance(self.held_out, str) else []
@@ -84,16 +104,15 @@ class Prompts(Spec):
     def _wanted(self, text: str) -> bool:
         return self.shortest <= len(text) and (self.longest is None or len(text) <= self.longest)
 
-    def _split(self, texts: Texts) -> dict[str, NDArray[np.int64]]:
+    def _split(self, texts: Texts | MadeUp, fraction: float) -> dict[str, NDArray[np.int64]]:
         """The prompts with the least hashes are held out, at least one."""
 
         def key(text: str) -> int:
             raw = f"{self.seed} {text}".encode("utf-8", "surrogatepass")
             return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
-        assert not isinstance(self.held_out, str)
         keys = np.fromiter((key(texts[i]) for i in range(len(texts))), np.uint64, len(texts))
-        out = keys <= np.partition(keys, k := max(1, round(self.held_out * len(keys))) - 1)[k]
+        out = keys <= np.partition(keys, k := max(1, round(fraction * len(keys))) - 1)[k]
         if out.all():
             raise DataError(
                 f"{self.path} has one prompt, or one alone that differs from others; set data.held_out to 0"
@@ -116,10 +135,27 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return sha.hexdigest()
 
 
+class MadeUp:
+    """Prompts of three words, in no group."""
+
+    groups: tuple[str, ...] = ()
+    group = np.empty(0, np.int64)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> str:
+        colors, things = ("red", "green", "blue", "old"), ("cube", "boat", "house", "cat", "tree")
+        return f"a {colors[i % 4]} {things[i % 5]}" + (f", {i // 20}" if i >= 20 else "")
+
+
 class PromptSource:
     """Some of the texts, as conditions."""
 
-    def __init__(self, texts: Texts, rows: NDArray[np.int64]) -> None:
+    def __init__(self, texts: Texts | MadeUp, rows: NDArray[np.int64]) -> None:
         self.texts, self.rows = texts, rows
 
     def __len__(self) -> int:

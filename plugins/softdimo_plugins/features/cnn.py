@@ -16,6 +16,7 @@ from softdimo.shapes import Image
 from softdimo.spec import Fraction, NetworkSpec, NonNegative
 from softdimo_plugins.layers import ChannelsLast
 
+Count = Annotated[int, Field(ge=1)]
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue."""
 
@@ -50,10 +51,13 @@ class CNN(NetworkSpec):
     """Train with random left-right flips; turn it off for text and digits."""
     jitter: NonNegative = 1.0
     """Strength of the random rotations (10 degrees), scalings (10 %) and shifts (5 %) of training; 0 turns them off."""
+    image: tuple[Count, Count, Count] | None = None
+    """Channels, height and width that it looks at, and brings images to; those of the data's images when null."""
 
     def build(self, context: Context) -> CNNFeatures:
         """The network for the images and classes of `context`, with fresh weights."""
-        return CNNFeatures(self, context.image, len(context.classes))
+        image = context.image if self.image is None else ImageShape(*self.image)
+        return CNNFeatures(self, image, len(context.classes))
 
 
 class CNNFeatures(Features):

@@ -79,7 +79,7 @@ def towers(name: str, model: str, quick: bool = False, tiny: bool = False) -> An
     """A CLIP with fresh weights. `quick` takes OpenAI's approximate GELU; models named so have it anyway."""
     open_clip = library(name)
     if tiny:
-        return open_clip.CLIP(**TINY)
+        return open_clip.CLIP(**TINY, quick_gelu=quick)
     config: dict[str, Any] = open_clip.get_model_config(model)
     image, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in image:
@@ -89,7 +89,7 @@ def towers(name: str, model: str, quick: bool = False, tiny: bool = False) -> An
     config["quick_gelu"] = quick or config.get("quick_gelu", False)
     own_text = config.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if own_text else open_clip.CLIP
-    return _reached(name, model, lambda: kind(**config))
+    return _reached(name, model, lambda: kind(**config)) if "hf_model_name" in text else kind(**config)
 
 
 def tokenizer(name: str, model: str, tiny: bool = False) -> Tokenize:

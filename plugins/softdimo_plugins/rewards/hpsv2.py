@@ -13,7 +13,7 @@ from softdimo.shapes import Image
 from softdimo.weights import Published
 from softdimo_plugins.rewards.clip import ClipScorer, marks, tokenizer, towers
 from softdimo_plugins.rewards.prepare import longest, standardized
-from softdimo_plugins.rewards.scoring import RewardSpec
+from softdimo_plugins.rewards.scoring import RewardSpec, Scorer
 
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 SIZE = 224
@@ -31,7 +31,7 @@ class HPSv2(RewardSpec):
     version: Literal["2.0", "2.1"] = "2.1"
     """Which of the two public files `weights` holds. They differ in their weights only, and so do their scores."""
 
-    def build(self, context: Context) -> ClipScorer:
+    def build(self, context: Context) -> Scorer:
         """The reward, with fresh weights."""
         name = self.use or "hpsv2"
         self.require_file(name)

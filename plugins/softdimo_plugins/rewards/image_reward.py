@@ -60,7 +60,7 @@ class ImageReward(RewardSpec):
     """The vocabulary of bert-base-uncased, `vocab.txt`: a path, or hf://google-bert/bert-base-uncased/vocab.txt. Random
     weights (`fresh`) can do without: prompts are then read letter by letter."""
 
-    def build(self, context: Context) -> ImageRewardScorer:
+    def build(self, context: Context) -> Scorer:
         """The reward, with fresh weights. WeightsError without weights or vocabulary, PluginError without the extra."""
         name = self.use or "image_reward"
         self.require_files(name)

@@ -27,7 +27,7 @@ def sizes(tiny: bool) -> dict[str, Any]:
     image = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
     width, patch = 1024, 14
     if tiny:
-        text = image = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = image = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
         width, patch = 32, 32
     same = {"hidden_act": "gelu", "projection_dim": width}
     return {

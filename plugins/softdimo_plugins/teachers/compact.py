@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Compact(NetworkSpec):
-    """Pre-norm bidirectional transformer: class token, learned positions, a head tied to the embedding table."""
+    """Pre-norm bidirectional transformer: a class token first, learned positions, a head tied to the embedding table."""
 
     width: Annotated[int, Field(ge=8)] = 64
     """Width D of the sequence."""
@@ -52,15 +52,30 @@ class Compact(NetworkSpec):
 
     def build(self, context: Context) -> CompactTeacher:
         """The network for the tokens and classes of `context`, with fresh weights."""
+        return CompactTeacher(self, self.tokens(context), ClassToken(len(context.classes), self.width))
+
+    def tokens(self, context: Context) -> TokenShape:
+        """The shape of the tokens. RecipeError where there is none, or settings contradict one another."""
         if context.tokens is None:
             raise RecipeError("a compact teacher needs a tokenizer; add a `tokenizer:` section")
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
-        return CompactTeacher(self, context.tokens, len(context.classes))
+        return context.tokens
+
+
+class ClassToken(nn.Embedding):
+    """Class labels as a sequence of one."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(classes + 1, width)  # the last is the unconditional branch
+
+    def forward(self, cond: Cond) -> Float[Tensor, "B 1 D"]:
+        """A row for each label; -1 is the last."""
+        return super().forward(cond.labels % self.num_embeddings)[:, None]
 
 
 class Block(nn.Module):
-    """x + convolution(x) on the grid, x + attention(norm(x)), x + feed-forward(norm(x)): [B 1+L D] -> [B 1+L D]."""
+    """x + convolution(x) on the grid, x + attention(norm(x)), x + feed-forward(norm(x)): [B P+L D] -> [B P+L D]."""
 
     def __init__(self, spec: Compact, shape: TokenShape) -> None:
         super().__init__()
@@ -75,11 +90,12 @@ class Block(nn.Module):
         self.narrow = nn.Linear(expansion * width, width)
 
     def forward(self, x: Embedding) -> Embedding:
-        """One block; the class token is the first of the sequence and no part of the grid."""
+        """One block; the condition's P tokens are the first of the sequence and no part of the grid."""
         B, L, D = x.shape
         if self.local is not None:
-            near = self.local(x[:, 1:].transpose(1, 2).reshape(B, D, *self.grid)).flatten(2).transpose(1, 2)
-            x = x + functional.pad(near, (0, 0, 1, 0))
+            P = L - self.grid[0] * self.grid[1]
+            near = self.local(x[:, P:].transpose(1, 2).reshape(B, D, *self.grid)).flatten(2).transpose(1, 2)
+            x = x + functional.pad(near, (0, 0, P, 0))
         q, k, v = self.qkv(self.norm_attention(x)).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         x = x + self.merge(attend(q, k, v).transpose(1, 2).reshape(B, L, D))
         out: Tensor = x + self.narrow(self.activation(self.widen(self.norm_mlp(x))))
@@ -87,16 +103,19 @@ class Block(nn.Module):
 
 
 class CompactTeacher(Teacher):
-    """The network of `Compact`. The unit embeddings of a position's groups are summed; row V of a table is the mask."""
+    """The network of `Compact`. The unit embeddings of a position's groups are summed; row V of a table is the mask.
 
-    def __init__(self, spec: Compact, shape: TokenShape, classes: int) -> None:
+    `condition` gives the sequence [B P D] that stands before the tokens.
+    """
+
+    def __init__(self, spec: Compact, shape: TokenShape, condition: nn.Module) -> None:
         super().__init__()
-        self.shape, self.width, self.depth, self.classes = shape, spec.width, spec.depth, classes
+        self.shape, self.width, self.depth = shape, spec.width, spec.depth
         D = spec.width
         self.table = nn.Parameter(torch.empty(shape.G, shape.V + 1, D))
-        self.positions = nn.Parameter(torch.empty(shape.L + 1, D))  # the class token's first
+        self.positions = nn.Parameter(torch.empty(shape.L + 1, D))  # the condition's first
         self.output_bias = nn.Parameter(torch.empty(shape.G, shape.V))
-        self.labels = nn.Embedding(classes + 1, D)  # the last is the unconditional branch
+        self.condition = condition
         self.blocks = nn.ModuleList(Block(spec, shape) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(D)
         self.project = nn.Linear(D, shape.G * D)
@@ -107,7 +126,8 @@ class CompactTeacher(Teacher):
 
         The head's projection makes up for the large tables, so that the first logits are near 0.
         """
-        for tensor in (self.table, self.positions, self.labels.weight):
+        tables = (module.weight for module in self.modules() if isinstance(module, nn.Embedding))
+        for tensor in (self.table, self.positions, *tables):
             nn.init.normal_(tensor, std=STD)
         nn.init.zeros_(self.output_bias)
         for name, module in self.named_modules():
@@ -137,15 +157,16 @@ class CompactTeacher(Teacher):
         return e
 
     def forward(self, e: Embedding, cond: Cond, at: Mask | None = None, features: Sequence[int] = ()) -> Output:
-        """Logits in fp32 and the outputs of the blocks `features`, class token left out; see `Teacher.forward`."""
+        """Logits in fp32 and the outputs of the blocks `features`, at the tokens; see `Teacher.forward`."""
         headless = at is not None and not bool(at.any())
-        token = self.labels(cond.labels % (self.classes + 1))  # -1 is the last row
-        x = torch.cat([token[:, None], e], 1) + self.positions
+        before: Embedding = self.condition(cond)
+        x = torch.cat([before + self.positions[:1], e + self.positions[1:]], 1)
         x, seen = run_blocks(self.blocks, x, features, headless)
-        wanted = tuple(f[:, 1:] for f in seen)
+        P = before.shape[1]
+        wanted = tuple(f[:, P:] for f in seen)
         if headless:
             return Output(torch.empty(0, self.shape.V, device=e.device), wanted)
-        x = x[:, 1:]
+        x = x[:, P:]
         if at is None:
             return Output(self.head(x), wanted)
         rows = at.any(-1)

@@ -105,7 +105,7 @@ class Meissonic(DiffusersSpec):
 
     def smoke(self) -> Self:
         """A block of each kind, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"joint": 1, "single": 1} | self.without_public_weights())
+        return super().smoke().model_copy(update={"joint": 1, "single": 1})
 
 
 class HeadNorm(nn.RMSNorm):
@@ -190,7 +190,7 @@ class MeissonicTeacher(Teacher):
         """
         headless = at is not None and not bool(at.any())
         states = encoding(cond, "states", (None, self.spec.text_width), READER)
-        y: Tensor = self.encoder_proj_layer_norm(self.context_embedder(states.to(self.context_embedder.weight.dtype)))
+        y: Tensor = self.encoder_proj_layer_norm(self.context_embedder(states.to(self.stem.embeddings.weight.dtype)))
         temb, rotation = self.modulation(cond, e), self.rotation(y.shape[1], e.device)
 
         def both(block: nn.Module) -> Callable[[Embedding], Embedding]:
@@ -213,16 +213,16 @@ class MeissonicTeacher(Teacher):
         Without autocast: times of 63 or 1000 are multiplied by 1000 before their sine is taken.
         """
         pooled, times = encoding(cond, "pooled", (self.width,), READER), cond.tensors.get("timestep")
-        both, like = self.time_text_embed, self.cond_embed.linear_1.weight
+        both, dtype = self.time_text_embed, self.stem.embeddings.weight.dtype  # e may come in a lower one
         with full_precision(e.device):
             facts = cond.tensors.get("micro", torch.tensor(self.micro, device=e.device).expand(len(e), -1))
             code = self.fact_code(facts.flatten()).view(len(e), -1)
-            u = self.cond_embed(torch.cat([pooled.to(like.dtype), code.to(like.dtype)], -1))
+            u = self.cond_embed(torch.cat([pooled.to(dtype), code.to(dtype)], -1))
             if times is None:
                 distinct, which = torch.tensor([self.spec.timestep], device=e.device), torch.zeros_like(cond.labels)
             else:
-                distinct, which = times.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-            time = both.timestep_embedder(both.time_proj(1000 * distinct.float()).to(like.dtype))
+                distinct, which = torch.unique(times, return_inverse=True)
+            time = both.timestep_embedder(both.time_proj(1000 * distinct.float()).to(dtype))
             out: Tensor = time[which] + both.text_embedder(u)
         return out
 

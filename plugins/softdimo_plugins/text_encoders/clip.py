@@ -144,7 +144,10 @@ class Clip(PublicTransformer):
             )
         if self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} does not divide width: {self.width}")
-        vocabulary = words.bundled() if self.vocabulary is None else words.read(words.locate(self.vocabulary))
+        place = self.vocabulary
+        if place is not None and place.startswith("hf://") and context.device.type == "meta":
+            place = None  # nothing is fetched for a network without numbers
+        vocabulary = words.bundled() if place is None else words.read(words.locate(place))
         try:
             return ClipEncoder(self, words.Words(vocabulary, 0 if self.padding == "zero" else None, self.cleaning))
         except ImportError as error:
@@ -159,8 +162,9 @@ class Clip(PublicTransformer):
         return words.digest(words.locate(self.vocabulary))
 
     def smoke(self) -> Self:
-        """Two blocks, with random weights instead of a file's; all else keeps its size."""
-        return self.model_copy(update={"depth": min(2, self.depth)} | self.without_public_weights())
+        """Two blocks, random weights instead of a file's, no vocabulary of the hub's; all else keeps its size."""
+        ours = None if self.vocabulary is not None and self.vocabulary.startswith("hf://") else self.vocabulary
+        return super().smoke().model_copy(update={"vocabulary": ours})
 
 
 class ClipEncoder(TextEncoder):

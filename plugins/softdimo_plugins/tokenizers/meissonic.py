@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -79,11 +79,6 @@ class MeissonicVQ(DiffusersSpec):
         if wrong:
             raise RecipeError(f"norm_groups: {self.norm_groups} does not divide {wrong[0]} of widths")
         return MeissonicTokenizer(self, context.image)
-
-    def smoke(self) -> Self:
-        """Narrow, one block at each resolution, 256 codes, random weights instead of a file's; the grid stays."""
-        tiny = {"widths": (self.norm_groups,) * len(self.widths), "blocks": 1, "codebook": min(256, self.codebook)}
-        return self.model_copy(update=tiny | self.without_public_weights())
 
 
 class MeissonicTokenizer(Tokenizer):
