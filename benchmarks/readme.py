@@ -146,7 +146,8 @@ def published() -> str:
         "as printed there, in `*.csv`, with a column `evaluator` of ours for what is known of how it was made. Rows of "
         "unlike evaluators are in tables of their own. Our columns are rows of `benchmarks/results/<folder>/*.json` "
         "(`python benchmarks/collect.py RUN --into FOLDER`), each folder of one evaluator: "
-        f"{', '.join(found)}. This page is made by `python benchmarks/readme.py`."
+        f"{', '.join(found)}. `recipes/parts/<folder>_metrics.yaml` measures them. This page is made by `python "
+        "benchmarks/readme.py`."
     ]
     for paper in papers.TABLES:
         rows, mine = papers.read(paper), {folder: found[folder] for folder in paper.folders}

@@ -56,9 +56,10 @@ def resize(
         raise ValueError(f"only square images are resized, not {length} x {pixels.shape[2]} pixels: see `square`")
     if length == size:
         return pixels
-    rows = _coefficients(length, size, kind, whole).to(pixels.device)
-    out = _rounded(pixels.detach().double() @ rows.T, whole)
-    found = _rounded(rows @ out, whole).to(pixels.dtype)
+    here = pixels.detach().cpu() if pixels.device.type == "mps" else pixels.detach()  # which has no float64
+    rows = _coefficients(length, size, kind, whole).to(here.device)
+    out = _rounded(here.double() @ rows.T, whole)
+    found = _rounded(rows @ out, whole).to(pixels)
     if not pixels.requires_grad:
         return found
     plain = _coefficients(length, size, kind, False).to(pixels)

@@ -88,7 +88,7 @@ class ClipScoreMetric(Metric):
         prompts = tuple(self.spec.prefix + prompt for prompt in prompts_of(cond, "clip_score"))
         with torch.no_grad(), torch.autocast(img.device.type, enabled=False):
             scores = self.network(self.seen_by_clip(img), replace(cond, prompts=prompts))
-        return Seen(scores.double().cpu() / HUNDRED)
+        return Seen(scores.cpu().double() / HUNDRED)
 
     def add(self, seen: Seen) -> None:
         """Add the cosines of a batch."""

@@ -138,7 +138,7 @@ class HPSv2BenchmarkMetric(Metric):
         with torch.no_grad():
             scores = rated(self.reward, seen.to(img.device).float() / 255, cond)
         marks = torch.tensor([list(digest.digest()) for digest in digests], dtype=torch.uint8).view(-1, 32)
-        return Seen(self.spec.scale * scores.double().cpu(), torch.tensor(firsts), marks)
+        return Seen(self.spec.scale * scores.cpu().double(), torch.tensor(firsts), marks)
 
     def _first(self, prompt: str) -> int:
         if self.spec.prompts is None:
