@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from softdimo.errors import CheckpointError, DataError, RecipeError
-from softdimo.evaluate import Pieces, Subject, evaluate, table
+from softdimo.evaluate import Pieces, Subject, evaluate
 from softdimo.kinds import Metric
-from softdimo.math.digest import digest_module
 from softdimo.math.init import Init
 from softdimo_plugins.metrics.accuracy import AccuracyMetric
 from softdimo_plugins.metrics.extract import Seen
@@ -331,14 +330,6 @@ def test_progress_counts_to_the_end(tmp_path):
     run(tmp_path, STUDENT, more={"progress": lambda what, done, total: said.append((what, done, total))})
     assert {("reference", 60, 60), ("real held out", 30, 30), ("student, seed 2", 24, 24)} <= set(said)
     assert all(done <= total for _, done, total in said)
-
-
-def test_a_network_is_hashed_once_for_all_rows(tmp_path, monkeypatch):
-    hashed, tokenizer = [], Painter()
-    monkeypatch.setattr(table, "digest_module", lambda net: hashed.append(net) or digest_module(net))
-    rows = [TWO_STEPS, dataclasses.replace(TWO_STEPS, name="again", sampler=RandomOrder(steps=3)), STUDENT]
-    assert len({row["key"] for row in run(tmp_path, *rows, tokenizer=tokenizer)["rows"]}) == 5
-    assert hashed == [TWO_STEPS.net, tokenizer, STUDENT.net]
 
 
 def test_features_are_computed_once_per_image(tmp_path):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from softdimo.errors import RecipeError
-from softdimo.evaluate import Pieces, evaluate, network_digests
+from softdimo.evaluate import Pieces, Subject, evaluate, network_digests, table
 from softdimo.math.digest import digest_module
+from softdimo.math.init import Init
 from softdimo_plugins.metrics.accuracy import AccuracyMetric
 from softdimo_plugins.samplers.one_step import OneStep
-from tests.helpers import Blobs, Pooled
+from tests.helpers import Blobs, CountingTeacher, Painter, Pooled
 
 
 @pytest.mark.parametrize("part", ["reward", "discriminator"])
@@ -67,3 +68,14 @@ def test_digests_depend_on_names_shapes_types_and_values_only():
         net.bias[0] += 1e-6
     assert digest_module(net) != digest_module(same.float())
     assert digest_module(torch.nn.BatchNorm1d(2)) != digest_module(torch.nn.BatchNorm1d(3))
+
+
+def test_a_network_is_hashed_once_for_all_rows(tmp_path, monkeypatch):
+    hashed, tokenizer, nets = [], Painter(), [CountingTeacher(), CountingTeacher()]
+    monkeypatch.setattr(table, "digest_module", lambda net: hashed.append(net) or digest_module(net))
+    sampled = [(nets[0], 1.0), (nets[0], 2.0), (nets[1], 1.0)]
+    rows = [Subject(f"{i}", "student", n, OneStep(init=Init(), temperature=t)) for i, (n, t) in enumerate(sampled)]
+    pieces = Pieces(Blobs(), lambda: {"accuracy": AccuracyMetric(Pooled())}, rows, tokenizer=tokenizer)
+    found = evaluate(pieces, tmp_path / "eval.json", samples=6, seeds=(0,), real=False)["rows"]
+    assert hashed == [nets[0], tokenizer, nets[1]]
+    assert [row["key"] == found[0]["key"] for row in found] == [True, False, True]
