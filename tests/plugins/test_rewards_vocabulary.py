@@ -11,7 +11,7 @@ from tests.plugins.reward_networks import cond, noise
 
 
 def made(vocabulary):
-    return context().make(ImageReward(vocabulary=vocabulary).smoke())
+    return context().make(ImageReward(fresh=True, tiny=True, vocabulary=vocabulary))
 
 
 def test_a_vocabulary_is_read_and_another_file_is_refused(tmp_path):
@@ -40,7 +40,9 @@ def test_a_vocabulary_is_read_and_another_file_is_refused(tmp_path):
 def test_a_vocabulary_on_the_hub_is_fetched_when_it_is_needed(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a: asked.append(a) or str(tmp_path / "none"))
-    reward = made("hf://google-bert/bert-base-uncased/vocab.txt")
+    spec = ImageReward(fresh=True, tiny=True, vocabulary="hf://google-bert/bert-base-uncased/vocab.txt")
+    assert spec.smoke().vocabulary is None, "a trial needs no connection"
+    reward = context().make(spec)
     assert not asked
     with pytest.raises(WeightsError, match="is not a vocabulary that can be read"):
         reward(noise(1), cond("a"))

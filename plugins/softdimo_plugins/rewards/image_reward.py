@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class ImageReward(RewardSpec):
             return ImageRewardScorer(name, self.vocabulary, TINY if self.tiny else Sizes(), self.at_once).frozen()
         except ImportError as error:
             raise missing_extra(name, error) from error
+
+    def smoke(self) -> Self:
+        """Tiny, with random weights and without a vocabulary of the hub."""
+        local = self.vocabulary is not None and "://" not in self.vocabulary
+        return super().smoke().model_copy(update={"vocabulary": self.vocabulary if local else None})
 
     def require_files(self, name: str) -> None:
         """WeightsError where weights or vocabulary are not named, or a local vocabulary is not there."""
