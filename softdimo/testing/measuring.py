@@ -23,12 +23,16 @@ IMAGES = 48
 PROMPTS = ("a bird", "two cats", "a dog left of a bird", "a red dog", "three birds")
 
 
-def check_metric(build: Callable[[Context], Metric], prompts: Sequence[str] = PROMPTS) -> None:
+def check_metric(
+    build: Callable[[Context], Metric],
+    prompts: Sequence[str] = PROMPTS,
+    draw: Callable[[int], Tensor] | None = None,
+) -> None:
     """Numbers of the generated images since `reset` alone, in any order and batching, against one reference.
 
     The fingerprint is the same for the same settings, networks and reference, and another one where one of these
     changes the numbers. `build` is the settings' own: `check_metric(MyMetric().build)`. Images have labels and, in
-    turn, these `prompts`.
+    turn, these `prompts`. They are noise, or what `draw` gives for numbers from 0: 48 images, others for each number.
     """
     with tempfile.TemporaryDirectory(prefix="softdimo-") as folder:
 
@@ -37,12 +41,18 @@ def check_metric(build: Callable[[Context], Metric], prompts: Sequence[str] = PR
             metric.begin("a row", (), Path(folder))
             return metric
 
-        _check_metric(begun, prompts)
+        _check_metric(begun, prompts, draw or _noise)
 
 
-def _check_metric(build: Callable[[Context], Metric], prompts: Sequence[str]) -> None:
-    shape, cond = context().image, _conditions_of(prompts)
-    real, fake, other, more = (torch.rand(IMAGES, *shape, generator=rng(i)) ** (1 + i) for i in range(4))
+def _noise(i: int) -> Tensor:
+    return torch.rand(IMAGES, *context().image, generator=rng(i)) ** (1 + i)
+
+
+def _check_metric(
+    build: Callable[[Context], Metric], prompts: Sequence[str], draw: Callable[[int], Tensor]
+) -> None:
+    cond = _conditions_of(prompts)
+    real, fake, other, more = map(draw, range(4))
     whole, parts = build(context()), build(context())
     with no_global_randomness("a metric"), unchanged("a metric", images=fake, labels=cond.labels):
         with unchanged("a metric", reference=real):

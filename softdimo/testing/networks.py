@@ -59,13 +59,16 @@ def check_tokenizer(tokenizer: Tokenizer, image: ImageShape = IMAGE, cond: Cond 
         _trains(tokenizer, lambda net, r, at=progress: net.loss(img, r, at))  # type: ignore[misc]
 
 
-def check_features(features: Features, image: ImageShape = IMAGE, classes: int = 3) -> None:
+def check_features(
+    features: Features, image: ImageShape = IMAGE, classes: int = 3, cond: Cond | None = None
+) -> None:
     """[B F] features and [B K] logits, finite, each image by itself, with gradients to it; 1 and 3 channels.
 
-    And a finite training loss, unless `loss` raises NotImplementedError.
+    And a finite training loss, unless `loss` raises NotImplementedError. `cond`: 4 conditions, for networks that learn
+    from prompts.
     """
     features = features.eval()
-    cond = labels(4, classes)
+    cond = labels(4, classes) if cond is None else cond
     for channels in (1, 3):
         img = torch.rand(4, channels, *image[1:], generator=rng())
         with left_alone("forward", network=features), unchanged("forward", images=img), no_global_randomness("forward"):

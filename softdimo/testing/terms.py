@@ -28,13 +28,15 @@ from softdimo.testing.claims import (
 PROMPTS = ("a bird", "a cat on a red sofa", "", "two dogs, at night")
 
 
-def check_reward(reward: Reward, image: tuple[int, int] = (32, 32), classes: int = 3) -> None:
+def check_reward(
+    reward: Reward, image: tuple[int, int] = (32, 32), classes: int = 3, prompts: tuple[str, ...] = PROMPTS
+) -> None:
     """One finite score per image [B 3 H W], each sample by itself; finite gradients if `differentiable`, not all zero.
 
-    Conditions have labels and prompts, each image its own. Tried on noise, on gray images (whose three channels are one
+    Conditions have labels and these four prompts, each image its own. Tried on noise, on gray images (whose three channels are one
     in memory), and on images that generators do make: black, white, evenly gray, half black and half white.
     """
-    img, cond = torch.rand(4, 3, *image, generator=rng()), replace(labels(4, classes), prompts=PROMPTS)
+    img, cond = torch.rand(4, 3, *image, generator=rng()), replace(labels(4, classes), prompts=prompts)
     with unchanged("a reward", images=img, labels=cond.labels), no_global_randomness("a reward"):
         score = reward(img, cond)
     need(score.shape == (4,), f"a reward gives one number per image, [4] here, not {list(score.shape)}")

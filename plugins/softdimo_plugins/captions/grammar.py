@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
 
 from softdimo.errors import DataError
 
 ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+COLORS = ("red", "yellow", "green", "blue", "purple")
 COUNTS = ("a", "two", "three", "four")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLURALS = {"sheep": "sheep"}
@@ -172,15 +171,3 @@ def contradictions(caption: Caption, animals: Sequence[str]) -> Iterator[Caption
 def _fits(caption: Caption, i: int, count: int) -> bool:
     """Whether there is room for `count` animals in group i."""
     return sum(group.count for j, group in enumerate(caption.groups) if j != i) + count <= 4
-
-
-def vocabulary(animals: Sequence[str] = ANIMALS) -> tuple[str, ...]:
-    """Every word of every caption."""
-    nouns = [name for animal in animals for name in dict.fromkeys((animal, plural(animal)))]
-    return ("a", "an", *COUNTS[1:], *COLORS, "and", "left", "right", "of", "above", "below", *nouns)
-
-
-LONGEST = max(
-    len(str(Caption((Group(2, a, "red"), Group(2, b, "red")), r)).split()) for (a, b), r in product([("bear", "cat")], OPPOSITE)
-)
-"""Words of the longest caption."""

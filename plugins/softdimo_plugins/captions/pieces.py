@@ -85,14 +85,14 @@ def cut(masks: Tensor, alpha: Tensor) -> tuple[Float[Tensor, "n 1 CROP CROP"], F
     mass = weight.sum((1, 2))
     x, y = torch.arange(W, device=alpha.device).to(alpha), torch.arange(H, device=alpha.device).to(alpha)
     center = torch.stack([(weight.sum(1) @ x) / mass, (weight.sum(2) @ y) / mass], 1)
-    fringe = functional.max_pool2d(weight[:, None], 3, 1, 1)
+    fringe = functional.max_pool2d(weight[:, None], 3, 1, 1)[:, 0] * (masks | (alpha <= 0.5))  # none of the neighbor
     (left, right), (top, bottom) = _ends(masks.any(1)), _ends(masks.any(2))
     half = torch.maximum(right - left, bottom - top) / 2 + 1
     theta = torch.zeros(n, 2, 3, dtype=alpha.dtype, device=alpha.device)
     theta[:, 0, 0], theta[:, 1, 1] = 2 * half / W, 2 * half / H
     theta[:, 0, 2], theta[:, 1, 2] = (left + right) / W - 1, (top + bottom) / H - 1
     grid = functional.affine_grid(theta, [n, 1, 2 * CROP, 2 * CROP], align_corners=False)
-    return functional.avg_pool2d(functional.grid_sample(fringe * alpha[:, None], grid, align_corners=False), 2), center
+    return functional.avg_pool2d(functional.grid_sample((fringe * alpha)[:, None], grid, align_corners=False), 2), center
 
 
 def _ends(ink: Tensor) -> tuple[Tensor, Tensor]:

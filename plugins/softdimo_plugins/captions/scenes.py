@@ -1,4 +1,4 @@
-"""Scenes: where the animals of a caption stand, in what color, on what canvas; and their images."""
+"""Scenes: where the animals of a caption stand, and in what color; and their images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from softdimo.shapes import Image
 from softdimo_plugins.captions.grammar import COLORS, OPPOSITE, Caption, Dice
 
 PALETTE = {
-    "red": (0.83, 0.15, 0.14), "orange": (0.96, 0.53, 0.08), "yellow": (0.93, 0.82, 0.10),
-    "green": (0.16, 0.58, 0.24), "blue": (0.12, 0.35, 0.82), "purple": (0.53, 0.20, 0.66),
+    "red": (0.83, 0.15, 0.14), "yellow": (0.93, 0.78, 0.05), "green": (0.16, 0.58, 0.24), "blue": (0.12, 0.35, 0.82),
+    "purple": (0.53, 0.20, 0.66),
 }  # fmt: skip
 """RGB of the colors."""
-CANVASES = ((0.97, 0.96, 0.93), (0.82, 0.89, 0.95), (0.87, 0.92, 0.83))
-"""RGB of the backgrounds, which captions do not speak of."""
+CANVAS = (0.97, 0.96, 0.93)
+"""RGB of the background."""
 ROLLS = 40
 """Numbers that a caption and its scene take at most: 6 and 34."""
 INK = 0.4
 """Level above which a pixel of a silhouette counts for its extent."""
-LARGE, SMALL = (0.45, 0.75), (0.36, 0.44)
-"""Sizes of one animal alone, and of one of several, in widths of the image."""
+BOX, STEP = 0.5, 0.5
+"""Animals stand in boxes of this width, whose corners are on a grid of this width, in widths of the image."""
+SIZE = 0.45
+"""The longer side of an animal; it stands in the middle of its box."""
 BOLD = 1.6
 """Animals cover so many times more of a pixel, at most all of it: thin legs and necks stay visible when small."""
-MARGIN = 0.025
-"""Least distance of an animal from the border of its cell."""
 
 Cell = tuple[float, float, float, float]
 """Left, top, width and height, in widths of the image."""
@@ -44,16 +44,10 @@ class Thing(NamedTuple):
     x: float
     y: float
     """Center."""
-    size: float
-    """The longer side of its bounding box."""
-    mirrored: bool
 
 
-class Scene(NamedTuple):
-    """Everything in one image."""
-
-    canvas: int
-    things: tuple[Thing, ...]
+Scene = tuple[Thing, ...]
+"""Everything in one image."""
 
 
 class Bank:
@@ -66,13 +60,20 @@ class Bank:
         self.center = torch.stack([x.mean(0), y.mean(0)], 1)
         self.half = torch.maximum(x[1] - x[0], y[1] - y[0]) / 2
 
+    def shapes(self, size: int) -> Float[Tensor, "N size size"]:
+        """Every silhouette, as large as a square of so many pixels."""
+        theta = torch.zeros(len(self.half), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = self.half
+        theta[:, :, 2] = self.center
+        grid = functional.affine_grid(theta, [len(theta), 1, 2 * size, 2 * size], align_corners=False)
+        return functional.avg_pool2d(functional.grid_sample(self.silhouettes, grid, align_corners=False), 2)[:, 0]
+
     def render(self, scenes: Sequence[Scene], size: int) -> Image:
         """Images [B 3 size size] of the scenes, antialiased."""
-        canvases = torch.tensor(CANVASES)[[scene.canvas for scene in scenes]]
-        images = canvases[:, :, None, None].repeat(1, 1, size, size)
-        for place in range(max(len(scene.things) for scene in scenes)):
-            rows = [i for i, scene in enumerate(scenes) if len(scene.things) > place]
-            things = [scenes[i].things[place] for i in rows]
+        images = torch.tensor(CANVAS)[:, None, None].repeat(len(scenes), 1, size, size)
+        for place in range(max(map(len, scenes))):
+            rows = [i for i, scene in enumerate(scenes) if len(scene) > place]
+            things = [scenes[i][place] for i in rows]
             colors = torch.tensor([PALETTE[thing.color] for thing in things])[:, :, None, None]
             images[rows] = images[rows].lerp(colors, self.alpha(things, size))
         return images
@@ -81,11 +82,10 @@ class Bank:
         """How much of each pixel the animals cover: four samples a pixel."""
         which = torch.tensor([thing.silhouette for thing in things])
         at = 2 * torch.tensor([(thing.x, thing.y) for thing in things]) - 1
-        scale = self.half[which] / torch.tensor([thing.size for thing in things])
-        across = scale * torch.tensor([-1.0 if thing.mirrored else 1.0 for thing in things])
+        scale = self.half[which] / SIZE
         theta = torch.zeros(len(things), 2, 3)
-        theta[:, 0, 0], theta[:, 1, 1] = across, scale
-        theta[:, :, 2] = self.center[which] - torch.stack([across, scale], 1) * at
+        theta[:, 0, 0] = theta[:, 1, 1] = scale
+        theta[:, :, 2] = self.center[which] - scale[:, None] * at
         grid = functional.affine_grid(theta, [len(things), 1, 2 * size, 2 * size], align_corners=False)
         alpha = functional.avg_pool2d(functional.grid_sample(self.silhouettes[which], grid, align_corners=False), 2)
         return (BOLD * alpha).clamp(max=1)
@@ -100,21 +100,15 @@ def _extent(ink: Tensor) -> Float[Tensor, "2 N"]:
 
 def arrange(caption: Caption, bank: Mapping[str, Int[Tensor, "n"]], dice: Dice) -> Scene:
     """A scene that the caption is true of; what it leaves open is drawn. `bank` has each animal's silhouettes."""
-    canvas = dice.number(len(CANVASES))
     things = []
     for group, cells in zip(caption.groups, _cells(caption, dice), strict=True):
-        for cell in cells:
+        for x, y, w, h in cells:
             rows = bank[group.animal]
             silhouette = int(rows[dice.number(len(rows))])
             color = group.color or dice.one(COLORS)
-            mirrored = dice.number(2) == 1
-            low, high = LARGE if cell[2] == cell[3] == 1 else SMALL
-            size = low + (high - low) * dice.fraction()
-            x, y = (
-                cell[axis] + MARGIN + size / 2 + (cell[axis + 2] - 2 * MARGIN - size) * dice.fraction() for axis in (0, 1)
-            )
-            things.append(Thing(silhouette, color, x, y, size, mirrored))
-    return Scene(canvas, tuple(things))
+            left, top = (o + STEP * dice.number(round((w - BOX) / STEP) + 1) for o, w in ((x, w), (y, h)))
+            things.append(Thing(silhouette, color, left + BOX / 2, top + BOX / 2))
+    return tuple(things)
 
 
 def _cells(caption: Caption, dice: Dice) -> list[list[Cell]]:

@@ -62,4 +62,4 @@ class PieceSource:
     def _thing(self, i: int) -> Thing:
         dice = Dice(self.whole.rolls[i])
         group = Group(1 + dice.number(4), self.animals[i % len(self.animals)])
-        return arrange(Caption((group,)), self.whole.rows, dice).things[0]
+        return arrange(Caption((group,)), self.whole.rows, dice)[0]

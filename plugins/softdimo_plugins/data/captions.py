@@ -1,8 +1,9 @@
-"""Captions and composed images: silhouettes of animals, in colors, placed as a caption says, on a pale canvas."""
+"""Captions and composed images: silhouettes of animals, in colors, placed as a caption says, on a pale ground."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -19,10 +20,14 @@ from softdimo.math.digest import seed_of
 from softdimo.spec import Spec
 from softdimo_plugins.captions.grammar import TASKS, Caption, Dice, draw
 from softdimo_plugins.captions.scenes import ROLLS, Bank, Scene, arrange
+from softdimo_plugins.captions.typical import closest, prototype
 from softdimo_plugins.data.animals import CLASSES, Animals
+from softdimo_plugins.data.arrays import ArraySource
 
 FORMAT = "captions/1"
 """Changes with the images of the same settings."""
+SHAPE = 14
+"""Pixels, each way, in which silhouettes are compared."""
 
 
 class Captions(Spec):
@@ -37,6 +42,8 @@ class Captions(Spec):
     """Which animals there are."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = TASKS
     """What captions ask for, in equal shares."""
+    typical: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of each animal's silhouettes that are used: those most like one another, all seen from one side."""
     size: Annotated[int, Field(ge=24)] = 32
     """Height and width of the images."""
     samples: Annotated[int, Field(ge=1)] = 20000
@@ -60,13 +67,18 @@ class CaptionData(Data):
     def __init__(self, spec: Captions, context: Context) -> None:
         self.spec, self.image, self.classes = spec, ImageShape(3, spec.size, spec.size), spec.animals
         animals = Animals(mirror=False).build(context)
+        banks = {split: _banks(animals.source(split), spec.animals) for split in ("train", "held_out")}
+        models = {name: prototype(bank.shapes(SHAPE)) for name, bank in banks["train"].items()}
         self._sources = {}
         for split, samples in (("train", spec.samples), ("held_out", spec.held_out)):
-            source = animals.source(split)
-            labels = source.labels[source.rows]
-            bank = Bank(source.images[source.rows].float() / 255)
-            rows = {name: (labels == CLASSES.index(name)).nonzero()[:, 0] for name in spec.animals}
-            self._sources[split] = CaptionSource(spec, split, samples, bank, rows)
+            chosen, rows = [], {}
+            for name, bank in banks[split].items():
+                n = math.ceil(spec.typical * len(bank.silhouettes))
+                which, mirrored = closest(bank.shapes(SHAPE), models[name], n)
+                images = bank.silhouettes[which]
+                rows[name] = torch.arange(n) + sum(map(len, chosen))
+                chosen.append(torch.where(mirrored[:, None, None, None], images.flip(-1), images))
+            self._sources[split] = CaptionSource(spec, split, samples, Bank(torch.cat(chosen)), rows)
         told = repr((FORMAT, spec.model_dump_json(exclude={"use"}), animals.fingerprint()))
         self._fingerprint = hashlib.sha256(told.encode()).hexdigest()
 
@@ -110,6 +122,12 @@ class CaptionSource:
         dice = Dice(self.rolls[i])
         caption = _caption(self.spec, i, dice)
         return caption, arrange(caption, self.rows, dice)
+
+
+def _banks(source: ArraySource, animals: Sequence[str]) -> dict[str, Bank]:
+    """The silhouettes of each animal."""
+    labels, images = source.labels[source.rows], source.images[source.rows].float() / 255
+    return {name: Bank(images[labels == CLASSES.index(name)]) for name in animals}
 
 
 def conditions(captions: Sequence[Caption]) -> Cond:

@@ -63,7 +63,7 @@ class Opinion(NamedTuple):
     features: Float[Tensor, "B F"]
     count: Float[Tensor, "B A 5"]
     """Log-probabilities of 0 to 4 of each animal."""
-    color: Float[Tensor, "B A 6"]
+    color: Float[Tensor, "B A colors"]
     """Log-probabilities of its color."""
     place: Float[Tensor, "B A 2"]
     """Its x and y, from -1 to 1."""

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from softdimo.errors import RecipeError
 from softdimo.kinds import Cond, Context
+from softdimo_plugins.encodings import encoding
 from softdimo_plugins.teachers.compact import Compact, CompactTeacher
 
 
@@ -28,12 +28,5 @@ class TextTokens(nn.Linear):
     """Each state of the text encoder as one token."""
 
     def forward(self, cond: Cond) -> Float[Tensor, "B T D"]:
-        """Project `states`. RecipeError where conditions have none, or others."""
-        states = cond.tensors.get("states")
-        if states is None:
-            raise RecipeError("compact_text is conditioned on prompts: use data with captions, and a `text_encoder:`")
-        if states.shape[-1] != self.in_features:
-            raise RecipeError(
-                f"teacher.states is {self.in_features}, but the text encoder's states are {states.shape[-1]} wide; make them equal"
-            )
-        return super().forward(states)
+        """Project `states` [B T states]. RecipeError where conditions have none, or others."""
+        return super().forward(encoding(cond, "states", (None, self.in_features), "the teacher `compact_text`"))

@@ -1,34 +1,37 @@
-"""Words of a closed vocabulary as fixed random vectors: the text encoder of small worlds, with nothing to train."""
+"""Words as fixed random vectors: the text encoder of small worlds, with nothing to train."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
-from softdimo.errors import DataError
 from softdimo.kinds import Context, TextEncoder
 from softdimo.math.digest import seed_of
 from softdimo.spec import NetworkSpec
-from softdimo_plugins.captions.grammar import LONGEST, vocabulary
 
 
 class Words(NetworkSpec):
-    """`states`: for each word its vector plus that of its place; `pooled`: the mean of the words' vectors.
+    """`states`: for each word its vector, that of its place, and those of the words before it; `pooled`: their mean.
 
-    Vectors are standard normal, drawn once and for all from the word: nearly orthogonal, so that what a teacher makes
-    of them first is as good as a table of its own. Places without a word have a vector too.
+    Vectors are standard normal, drawn once and for all from the word itself: nearly orthogonal, so that a linear layer
+    makes any table of a small vocabulary out of them. Any word has one, those that a teacher has never seen too. The
+    vectors of the words before are turned, by a rotation for each distance, so that `red` in the state of `bear` is
+    another thing than `red` itself: which adjective goes with which noun need not be learned.
     """
 
-    vocabulary: Annotated[tuple[str, ...], Field(min_length=1)] = vocabulary()
-    """The words; those of the data set `captions` by default."""
     width: Annotated[int, Field(ge=1)] = 64
-    """Numbers in a vector. The words and places must not be more, if vectors are to be told apart linearly."""
-    length: Annotated[int, Field(ge=1)] = LONGEST
-    """Places T: words of the longest prompt."""
+    """Numbers D in a vector. The more there are than words and places, the better these are told apart."""
+    length: Annotated[int, Field(ge=1)] = 8
+    """Places T. Of longer prompts the first words count."""
+    before: Annotated[int, Field(ge=0)] = 2
+    """How many words before it a state tells of."""
 
     def ready(self) -> bool:
         """The settings determine the vectors."""
@@ -36,41 +39,45 @@ class Words(NetworkSpec):
 
     def build(self, context: Context) -> WordVectors:
         """The encoder."""
-        return WordVectors(self)
+        return WordVectors(self.width, self.length, self.before)
 
 
 class WordVectors(TextEncoder):
     """The encoder of `Words`."""
 
-    words: Tensor
     places: Tensor
+    turns: Tensor
 
-    def __init__(self, spec: Words) -> None:
+    def __init__(self, width: int, length: int, before: int) -> None:
         super().__init__()
-        self.numbers = {word: i + 1 for i, word in enumerate(spec.vocabulary)}
-        self.register_buffer("words", _vectors(("", *spec.vocabulary), spec.width), persistent=False)
-        self.register_buffer("places", _vectors(range(spec.length), spec.width), persistent=False)
+        self.width, self.length = width, length
+        self.register_buffer("places", torch.stack([vector(str(i), width, "place") for i in range(length)]))
+        self.register_buffer("turns", torch.stack([rotation(width, k) for k in range(1 + before)]))
 
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """`states` [B T D] and `pooled` [B D]. DataError for prompts that are too long or have unknown words."""
-        ids = torch.tensor([self._numbered(prompt) for prompt in prompts], device=self.words.device)
-        vectors = self.words[ids]
-        said = (ids > 0)[..., None].to(vectors.dtype)
-        return {"states": vectors + self.places, "pooled": (vectors * said).sum(1) / said.sum(1).clamp(min=1)}
-
-    def _numbered(self, prompt: str) -> list[int]:
-        words, length = prompt.split(), len(self.places)
-        if len(words) > length:
-            raise DataError(f"the prompt {prompt!r} has {len(words)} words, more than {length}; see text_encoder.length")
-        if unknown := [word for word in words if word not in self.numbers]:
-            raise DataError(
-                f"the prompt {prompt!r} has words that are not in text_encoder.vocabulary: {', '.join(unknown)} "
-                f"(known: {', '.join(self.numbers)})"
-            )
-        return [self.numbers[word] for word in words] + [0] * (length - len(words))
+        """`states` [B T D] and `pooled` [B D] (0 for a prompt without words)."""
+        vectors = self.places.new_zeros(len(prompts), self.length, self.width)
+        count = self.places.new_zeros(len(prompts), 1)
+        for i, words in enumerate(prompt.split()[: self.length] for prompt in prompts):
+            count[i] = len(words)
+            for j, word in enumerate(words):
+                vectors[i, j] = vector(word, self.width)
+        states = self.places.expand_as(vectors)
+        for distance, turn in enumerate(self.turns):
+            states = states + functional.pad(vectors @ turn, (0, 0, distance, 0))[:, : self.length]
+        return {"states": states, "pooled": vectors.sum(1) / count.clamp(min=1)}
 
 
-def _vectors(things: Sequence[object], width: int) -> Tensor:
-    """A standard normal vector for each thing, which depends on the thing and the width alone."""
-    draws = (torch.Generator().manual_seed(seed_of("words", type(thing).__name__, thing)) for thing in things)
-    return torch.stack([torch.randn(width, generator=rng) for rng in draws])
+def rotation(width: int, distance: int) -> Float[Tensor, "width width"]:
+    """A random rotation for each distance; none at all for distance 0."""
+    if not distance:
+        return torch.eye(width)
+    rows = torch.stack([vector(f"{distance} {i}", width, "rotation") for i in range(width)])
+    q, r = torch.linalg.qr(rows.double())
+    return (q * r.diagonal().sign()).float()
+
+
+@lru_cache(maxsize=2**14)
+def vector(what: str, width: int, kind: str = "word") -> Float[Tensor, "width"]:
+    """The standard normal vector of a word or a place."""
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed_of(kind, what)))
