@@ -48,9 +48,7 @@ def _noise(i: int) -> Tensor:
     return torch.rand(IMAGES, *context().image, generator=rng(i)) ** (1 + i)
 
 
-def _check_metric(
-    build: Callable[[Context], Metric], prompts: Sequence[str], draw: Callable[[int], Tensor]
-) -> None:
+def _check_metric(build: Callable[[Context], Metric], prompts: Sequence[str], draw: Callable[[int], Tensor]) -> None:
     cond = _conditions_of(prompts)
     real, fake, other, more = map(draw, range(4))
     whole, parts = build(context()), build(context())

@@ -59,9 +59,7 @@ def check_tokenizer(tokenizer: Tokenizer, image: ImageShape = IMAGE, cond: Cond 
         _trains(tokenizer, lambda net, r, at=progress: net.loss(img, r, at))  # type: ignore[misc]
 
 
-def check_features(
-    features: Features, image: ImageShape = IMAGE, classes: int = 3, cond: Cond | None = None
-) -> None:
+def check_features(features: Features, image: ImageShape = IMAGE, classes: int = 3, cond: Cond | None = None) -> None:
     """[B F] features and [B K] logits, finite, each image by itself, with gradients to it; 1 and 3 channels.
 
     And a finite training loss, unless `loss` raises NotImplementedError. `cond`: 4 conditions, for networks that learn

@@ -33,8 +33,9 @@ def check_reward(
 ) -> None:
     """One finite score per image [B 3 H W], each sample by itself; finite gradients if `differentiable`, not all zero.
 
-    Conditions have labels and these four prompts, each image its own. Tried on noise, on gray images (whose three channels are one
-    in memory), and on images that generators do make: black, white, evenly gray, half black and half white.
+    Conditions have labels and these four prompts, each image its own. Tried on noise, on gray images (whose three
+    channels are one in memory), and on images that generators do make: black, white, evenly gray, half black and half
+    white.
     """
     img, cond = torch.rand(4, 3, *image, generator=rng()), replace(labels(4, classes), prompts=prompts)
     with unchanged("a reward", images=img, labels=cond.labels), no_global_randomness("a reward"):

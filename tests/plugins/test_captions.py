@@ -138,7 +138,7 @@ def test_what_is_drawn_is_found(split):
     wrong = 0
     for i, seen in enumerate(found):
         things = source.scene(i)[1]
-        nearest = [min(things, key=lambda t: (t.x - s.x) ** 2 + (t.y - s.y) ** 2) for s in seen]  # noqa: B023
+        nearest = [min(things, key=lambda t: (t.x - s.x) ** 2 + (t.y - s.y) ** 2) for s in seen]
         wrong += sorted(t.color for t in things) != sorted(s.color for s in seen)
         wrong += any(t.color != s.color or abs(t.x - s.x) > 0.15 for t, s in zip(nearest, seen, strict=True))
     assert wrong <= 3  # thin silhouettes fall apart now and then

@@ -1,8 +1,8 @@
 """The captions: `a bear`, `three cats`, `two red bears left of a blue bird`. Text <-> what it says, both ways.
 
-    caption  = group [relation group]
-    group    = ("a" | "an" | "two" | "three" | "four") [color] animal
-    relation = "and" | "left of" | "right of" | "above" | "below"
+caption  = group [relation group]
+group    = ("a" | "an" | "two" | "three" | "four") [color] animal
+relation = "and" | "left of" | "right of" | "above" | "below"
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _group(text: str, whole: str) -> Group:
     names = {name if count in ("a", "an") else plural(name): name for name in ANIMALS}
     if count not in ("an", *COUNTS) or len(middle) > 1 or animal not in names or not set(middle) <= set(COLORS):
         raise DataError(
-            f"in the caption {whole!r}, {text!r} does not say some animals; write a number ({', '.join(COUNTS)}), perhaps "
-            f"a color ({', '.join(COLORS)}), and an animal ({', '.join(ANIMALS)}), like 'two red bears'"
+            f"in the caption {whole!r}, {text!r} does not say some animals; write a number ({', '.join(COUNTS)}), "
+            f"perhaps a color ({', '.join(COLORS)}), and an animal ({', '.join(ANIMALS)}), like 'two red bears'"
         )
     return Group(1 if count == "an" else COUNTS.index(count) + 1, names[animal], middle[0] if middle else None)
 

@@ -40,15 +40,19 @@ class Judge:
         found: list[list[Seen]] = [[] for _ in img]
         if len(pieces):
             names = self.classifier(pieces.crops)[1].argmax(-1)
-            rows = zip(pieces.image.tolist(), names.tolist(), pieces.color.tolist(), pieces.center.tolist(), strict=True)
+            rows = zip(
+                pieces.image.tolist(), names.tolist(), pieces.color.tolist(), pieces.center.tolist(), strict=True
+            )
             for image, name, color, (x, y) in rows:
                 found[image].append(Seen(self.animals[name], list(PALETTE)[color], x, y))
         return found
 
     def __call__(self, img: Image, cond: Cond) -> Bool[Tensor, "B"]:
-        """Whether each image shows what its caption says and nothing else. DataError for conditions without captions."""
+        """Whether each image shows what its caption says and nothing else. DataError where there are no captions."""
         captions = read(cond)
-        return torch.tensor([shows(seen, c) for seen, c in zip(self.look(img), captions, strict=True)], device=img.device)
+        return torch.tensor(
+            [shows(seen, c) for seen, c in zip(self.look(img), captions, strict=True)], device=img.device
+        )
 
 
 def read(cond: Cond) -> list[Caption]:
@@ -69,7 +73,7 @@ def shows(seen: Sequence[Seen], caption: Caption) -> bool:
     if any(len(side) != group.count for side, group in zip(sides, caption.groups, strict=True)):
         return False
     axis = "x" if caption.relation in ("left of", "right of") else "y"
-    places = [[getattr(thing, axis) for thing in side] for side in sides]
+    places: list[list[float]] = [[getattr(thing, axis) for thing in side] for side in sides]
     match caption.relation:
         case "left of" | "above":
             return max(places[0]) < min(places[1])

@@ -1,7 +1,7 @@
 """The things in an image of the small world: connected pieces of one color of the palette, found without a network.
 
-A pixel's departure from the canvas tells which color covers it and by how much (its alpha); what is covered by more than
-half, connected (8 neighbors) and of one color is a piece.
+A pixel's departure from the canvas tells which color covers it and by how much (its alpha); what is covered by more
+than half, connected (8 neighbors) and of one color is a piece.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from softdimo.shapes import Image
 from softdimo_plugins.captions.scenes import PALETTE
 from softdimo_plugins.rewards.connected import label_pieces
-from softdimo.shapes import Image
 
 CROP = 16
 """Height and width of what the classifier sees of a piece."""
@@ -62,13 +62,12 @@ def coverage(img: Image) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
 def find(img: Image) -> Pieces:
     """The pieces of images [B 3 H W], larger ones than specks."""
     color, alpha = coverage(img)
-    B, H, W = color.shape
+    _, H, W = color.shape
     ink = (color[:, None] == torch.arange(len(PALETTE), device=img.device)[:, None, None]) & (alpha > 0.5)[:, None]
     of, hue = ink.flatten(2).any(-1).nonzero().T
     number = label_pieces(ink[of, hue])
-    keys, index, area = (number + torch.arange(len(of), device=img.device)[:, None, None] * (H * W + 1)).unique(
-        return_inverse=True, return_counts=True
-    )
+    apart = number + torch.arange(len(of), device=img.device)[:, None, None] * (H * W + 1)
+    keys, index, area = torch.unique(apart, return_inverse=True, return_counts=True)
     large = (keys % (H * W + 1) > 0) & (area > SPECK * H * W)
     plane = keys[large] // (H * W + 1)
     masks = index[plane] == large.nonzero()[:, :1, None]
@@ -92,7 +91,9 @@ def cut(masks: Tensor, alpha: Tensor) -> tuple[Float[Tensor, "n 1 CROP CROP"], F
     theta[:, 0, 0], theta[:, 1, 1] = 2 * half / W, 2 * half / H
     theta[:, 0, 2], theta[:, 1, 2] = (left + right) / W - 1, (top + bottom) / H - 1
     grid = functional.affine_grid(theta, [n, 1, 2 * CROP, 2 * CROP], align_corners=False)
-    return functional.avg_pool2d(functional.grid_sample((fringe * alpha)[:, None], grid, align_corners=False), 2), center
+    return functional.avg_pool2d(
+        functional.grid_sample((fringe * alpha)[:, None], grid, align_corners=False), 2
+    ), center
 
 
 def _ends(ink: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,9 @@ def _cells(caption: Caption, dice: Dice) -> list[list[Cell]]:
 
 
 def _halves(side_by_side: bool) -> list[Cell]:
-    return [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)] if side_by_side else [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)]
+    return (
+        [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)] if side_by_side else [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)]
+    )
 
 
 def _split(half: Cell, count: int) -> list[Cell]:

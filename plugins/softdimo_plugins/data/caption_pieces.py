@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softdimo.errors import DataError
 from softdimo.kinds import Batch, Cond, Context, Data, ImageShape
 from softdimo.spec import Spec
 from softdimo_plugins.captions.grammar import Caption, Dice, Group

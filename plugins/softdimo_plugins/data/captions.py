@@ -71,12 +71,13 @@ class CaptionData(Data):
         models = {name: prototype(bank.shapes(SHAPE)) for name, bank in banks["train"].items()}
         self._sources = {}
         for split, samples in (("train", spec.samples), ("held_out", spec.held_out)):
-            chosen, rows = [], {}
+            chosen: list[Tensor] = []
+            rows: dict[str, Tensor] = {}
             for name, bank in banks[split].items():
                 n = math.ceil(spec.typical * len(bank.silhouettes))
                 which, mirrored = closest(bank.shapes(SHAPE), models[name], n)
                 images = bank.silhouettes[which]
-                rows[name] = torch.arange(n) + sum(map(len, chosen))
+                rows[name] = torch.arange(n) + sum(len(images) for images in chosen)
                 chosen.append(torch.where(mirrored[:, None, None, None], images.flip(-1), images))
             self._sources[split] = CaptionSource(spec, split, samples, Bank(torch.cat(chosen)), rows)
         told = repr((FORMAT, spec.model_dump_json(exclude={"use"}), animals.fingerprint()))

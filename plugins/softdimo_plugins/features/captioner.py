@@ -47,7 +47,7 @@ class Captioner(NetworkSpec):
 class Facts(NamedTuple):
     """Captions in numbers."""
 
-    count: Int[Tensor, "B A"]
+    count: Int[Tensor, "B A"]  # type: ignore[assignment]
     """How many of each animal."""
     color: Int[Tensor, "B A"]
     """Their color, -1 where a caption says none."""
@@ -61,7 +61,7 @@ class Opinion(NamedTuple):
     """What the network makes of images."""
 
     features: Float[Tensor, "B F"]
-    count: Float[Tensor, "B A 5"]
+    count: Float[Tensor, "B A 5"]  # type: ignore[assignment]
     """Log-probabilities of 0 to 4 of each animal."""
     color: Float[Tensor, "B A colors"]
     """Log-probabilities of its color."""

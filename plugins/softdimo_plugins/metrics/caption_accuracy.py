@@ -79,7 +79,9 @@ class CaptionAccuracyMetric(Metric):
         if not shares:
             raise DataError("caption_accuracy: no images were given")
         prefix = f"{self.spec.name}/" if self.spec.name else ""
-        return {prefix + key: value for key, value in ({"captions": sum(shares.values()) / len(shares)} | shares).items()}
+        return {
+            prefix + key: value for key, value in ({"captions": sum(shares.values()) / len(shares)} | shares).items()
+        }
 
     def fingerprint(self) -> dict[str, str | int | float]:
         """The formula, the classifier's weights and its classes."""

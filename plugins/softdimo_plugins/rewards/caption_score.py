@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Protocol, cast
 
-
 from softdimo.errors import PluginError
 from softdimo.kinds import Cond, Context, Features
 from softdimo.shapes import Image, PerSample

@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Compact(NetworkSpec):
-    """Pre-norm bidirectional transformer: a class token first, learned positions, a head tied to the embedding table."""
+    """Pre-norm bidirectional transformer: a class token first, learned positions, a head tied to the table."""
 
     width: Annotated[int, Field(ge=8)] = 64
     """Width D of the sequence."""
@@ -69,7 +69,7 @@ class ClassToken(nn.Embedding):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__(classes + 1, width)  # the last is the unconditional branch
 
-    def forward(self, cond: Cond) -> Float[Tensor, "B 1 D"]:
+    def forward(self, cond: Cond) -> Float[Tensor, "B 1 D"]:  # type: ignore[override]
         """A row for each label; -1 is the last."""
         return super().forward(cond.labels % self.num_embeddings)[:, None]
 

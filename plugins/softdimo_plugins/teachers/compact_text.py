@@ -27,6 +27,6 @@ class CompactText(Compact):
 class TextTokens(nn.Linear):
     """Each state of the text encoder as one token."""
 
-    def forward(self, cond: Cond) -> Float[Tensor, "B T D"]:
+    def forward(self, cond: Cond) -> Float[Tensor, "B T D"]:  # type: ignore[override]
         """Project `states` [B T states]. RecipeError where conditions have none, or others."""
         return super().forward(encoding(cond, "states", (None, self.in_features), "the teacher `compact_text`"))
