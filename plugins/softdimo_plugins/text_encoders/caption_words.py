@@ -74,7 +74,8 @@ def rotation(width: int, distance: int) -> Float[Tensor, "width width"]:
         return torch.eye(width)
     rows = torch.stack([vector(f"{distance} {i}", width, "rotation") for i in range(width)])
     q, r = torch.linalg.qr(rows.double())
-    return (q * r.diagonal().sign()).float()
+    out: Tensor = (q * r.diagonal().sign()).float()
+    return out
 
 
 @lru_cache(maxsize=2**14)
