@@ -1,5 +1,6 @@
 """Every recipe that ships is valid, explains itself, and runs when it is tiny."""
 
+import html
 import json
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_smoke(path: Path, runs: Path, images: Path, prompts: Path) -> None:
     overrides = [f"data.path={files[use]}"] if use in files else []
     loaded = recipe.load(path, overrides, smoke=True)
     folder = run.run(loaded, runs / path.stem, say=lambda text: None)
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
     assert loaded.recipe.title.split(" - ")[0].split("[")[0] in page
     if loaded.recipe.train is not None:
         assert (folder / "weights.safetensors").is_file()
