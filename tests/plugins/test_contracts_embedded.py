@@ -157,6 +157,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "data webdataset": [{"path": "tars", "size": 8}, {"path": "tars", "channels": 1, "mirror": True}],
     "reward aesthetic": [{"tiny": True, "fresh": True, "clip": {"use": "clip_image", "tiny": True, "fresh": True}}],
     "metric clip_score": [{"network": {"use": "clip_score", "tiny": True, "fresh": True, "weights": None}}],
+    "metric mean_reward": [{"reward": {"use": "class_log_prob", "classifier": CNN}}],
     "metric hpsv2_benchmark": [{"reward": {"use": "class_log_prob", "classifier": CNN}}],
     "metric geneval": [{"command": STANDIN}],
     "metric command": [{"command": STANDIN}, {"command": STANDIN, "answers": "images"}],
