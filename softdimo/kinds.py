@@ -108,6 +108,12 @@ class Teacher(nn.Module, ABC):
     def table_rms(self) -> Tensor:
         """Root mean square of the input embedding table (scalar): the unit of embedding noise and of TTEO's steps."""
 
+    def meet(self, tokenizer: Tokenizer) -> None:
+        """Called with the recipe's tokenizer before a teacher with fresh weights is trained to predict its tokens.
+
+        Must do the same on every rank: it has no random stream.
+        """
+
     def null(self, cond: Cond) -> Cond:
         """The unconditional (or negative) branch of classifier-free guidance: no label, the encoding `null.<name>`."""
         return replace(

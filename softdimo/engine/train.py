@@ -120,14 +120,16 @@ class Training:
         if spec is None:
             raise RecipeError(f"train.network is {settings.network}, but the recipe has no section of that name")
         network = parts.fresh(spec)
+        if isinstance(network, Teacher):
+            needs_weights(recipe.tokenizer, "the tokenizer")
+            needs_weights(recipe.text_encoder, "the text encoder")
+            network.meet(parts.require_tokenizer())
         parts.load(network, spec)
         self._start(network, spec)
         network.requires_grad_(True)
         self._recompute(network)
         player = self._player(settings.network, network)
         if isinstance(network, Teacher):
-            needs_weights(recipe.tokenizer, "the tokenizer")
-            needs_weights(recipe.text_encoder, "the text encoder")
             objective = fit.teacher_objective(
                 network, recipe.schedule, settings.label_smoothing, settings.label_drop, rng
             )

@@ -42,7 +42,7 @@ class Captions(Spec):
     """Which animals there are."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = TASKS
     """What captions ask for, in equal shares."""
-    typical: Annotated[float, Field(gt=0, le=1)] = 0.25
+    typical: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of each animal's silhouettes that are used: those most like one another, all seen from one side."""
     size: Annotated[int, Field(ge=24)] = 32
     """Height and width of the images."""
