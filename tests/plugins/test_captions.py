@@ -204,8 +204,8 @@ def test_splits_share_no_silhouette():
     train, held = (data().source(split).bank.silhouettes for split in ("train", "held_out"))
     both = torch.cat([held, held.flip(-1)]).flatten(1)
     assert (torch.cdist(train.flatten(1), both).min(1).values > 1e-3).all()
-    assert len(train) > 6 * 150
-    assert len(held) > 6 * 15
+    assert len(train) > 6 * 60
+    assert len(held) > 6 * 6
 
 
 def test_conditions_take_the_tasks_in_turn():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from softdimo import testing
-from softdimo.kinds import Cond, TokenShape
+from softdimo.errors import RecipeError
+from softdimo.kinds import Cond, ImageShape, TokenShape
 from softdimo_plugins.captions.grammar import ANIMALS
 from softdimo_plugins.captions.judge import Judge
 from softdimo_plugins.data.captions import Captions
@@ -18,6 +20,7 @@ from softdimo_plugins.metrics.caption_accuracy import CaptionAccuracy, CaptionAc
 from softdimo_plugins.rewards.caption_correct import CaptionCorrect
 from softdimo_plugins.rewards.caption_score import CaptionScore
 from softdimo_plugins.teachers.compact_text import CompactText
+from softdimo_plugins.tokenizers.conv import ConvVQ
 from tests.plugins.test_captions import BLANK, Nearest
 
 pytest.importorskip("sklearn")
@@ -49,6 +52,32 @@ def test_teacher(settings):
     context = replace(testing.context(), tokens=TokenShape(2, 3, 1, 5))
     net = CompactText(use="compact_text", states=10, **settings).build(context)
     testing.check_teacher(net, cond=testing.encoded(4, states=(4, 10)))
+
+
+def test_the_table_starts_as_the_codes():
+    """Tokens whose codes are alike have rows alike; mask row and head stay as they were; other teachers ignore it."""
+    context = replace(testing.context(), tokens=TokenShape(4, 4, 1, 64))
+    tokenizer = ConvVQ(use="conv_vq", codebook=64, dim=16).build(replace(context, image=ImageShape(3, 16, 16)))
+    torch.manual_seed(0)
+    net = CompactText(use="compact_text", states=10, width=64, codes=True).build(context)
+    before = copy.deepcopy(net.state_dict())
+    net.meet(tokenizer)
+    changed = [name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["table"]
+    assert torch.equal(net.table[:, -1], before["table"][:, -1])
+    assert net.table_rms().item() == pytest.approx(0.3, rel=1e-5)
+    codes, rows = tokenizer.table()[0], net.table[0, :-1]
+    distances = torch.stack([torch.pdist(codes), torch.pdist(rows)])
+    assert torch.corrcoef(distances)[0, 1] > 0.8
+    again = CompactText(use="compact_text", states=10, width=64, codes=True).build(context)
+    again.meet(tokenizer)
+    assert torch.equal(again.table[:, :-1], net.table[:, :-1])  # on every rank alike
+    plain = CompactText(use="compact_text", states=10, width=64).build(context)
+    kept = plain.table.clone()
+    plain.meet(tokenizer)
+    assert torch.equal(plain.table, kept)
+    with pytest.raises(RecipeError, match="no table of codes"):
+        net.meet(torch.nn.Identity())
 
 
 def test_features():

@@ -15,7 +15,7 @@ from softdimo.errors import DataError
 from softdimo.kinds import Cond, Context, Features, ImageShape, Logs
 from softdimo.math.precision import wide
 from softdimo.shapes import Image, PerSample
-from softdimo.spec import NetworkSpec
+from softdimo.spec import Fraction, NetworkSpec
 from softdimo_plugins.captions.grammar import ANIMALS, COLORS, COUNTS, Caption
 from softdimo_plugins.captions.judge import read
 from softdimo_plugins.features.cnn import to_channels
@@ -36,6 +36,9 @@ class Captioner(NetworkSpec):
     """Channels of the first convolution; later ones have two and three times as many."""
     features: Annotated[int, Field(ge=2)] = 64
     """Width F of the features, from which numbers are read."""
+    blend: Fraction = 0.0
+    """Training images fade into one another by at most so much (below 0.5, or the other's caption would be truer): soft
+    decodes, which are such blends, are then judged by how much of them is right."""
 
     def build(self, context: Context) -> CaptionerFeatures:
         """The network for the images and animals of `context`, with fresh weights."""
@@ -74,7 +77,7 @@ class CaptionerFeatures(Features):
 
     def __init__(self, spec: Captioner, image: ImageShape, animals: Sequence[str]) -> None:
         super().__init__()
-        self.image, self.animals, self.width = image, tuple(animals), spec.features
+        self.image, self.animals, self.width, self.blend = image, tuple(animals), spec.features, spec.blend
         w, A = spec.width, len(animals)
         plan = [(image.C, w, 2), (w, 2 * w, 1), (2 * w, 2 * w, 2), (2 * w, 3 * w, 1), (3 * w, 3 * w, 1)]
         layers: list[nn.Module] = []
@@ -122,6 +125,9 @@ class CaptionerFeatures(Features):
 
     def loss(self, img: Image, cond: Cond, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Minus the mean log-likelihood of the captions."""
+        if self.blend:
+            part = self.blend * torch.rand(len(img), 1, 1, 1, generator=rng, device=rng.device).to(img)
+            img = img.lerp(img.roll(1, 0), part)
         parts = self.terms(self.look(img), self.facts(read(cond)))
         logs: Logs = {name: p.detach().mean() for name, p in zip(("numbers", "colors", "sides"), parts, strict=True)}
         return -sum(parts, torch.zeros(len(img), device=img.device)).mean(), logs
