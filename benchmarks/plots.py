@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
+from softdimo_plugins.captions.grammar import TASKS
+
 INK, BLUE, RED = "#333333", "#2f6db5", "#c0483d"
 plt.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
@@ -102,6 +104,36 @@ def samplers(result: Mapping[str, Any], path: Path) -> Path:
         axes.set_xticks([8, 16, 32, 64], ["8", "16", "32", "64"])
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(lines), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def captions(result: Mapping[str, Any], path: Path) -> Path:
+    """Two panels: share of captions that images show, by task and row; the search's reward against its compute."""
+    rows = [r for r in result["eval"]["rows"] if r["of"] in ("teacher", "student") and r["decode"] == "hard"]
+    tasks = [name for name in rows[0]["metrics"] if name in ("captions", *TASKS)]
+    figure, (bars, curves) = plt.subplots(1, 2, figsize=(12.5, 4.4), layout="constrained", width_ratios=[1.6, 1])
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        y, sd = zip(*(_number(row["metrics"], task) for task in tasks), strict=True)
+        at = [k + (i - (len(rows) - 1) / 2) * width for k in range(len(tasks))]
+        gray = row["of"] == "teacher"
+        color = plt.get_cmap("Greys")(0.35 + 0.15 * i) if gray else f"C{i}"
+        bars.bar(at, y, width, yerr=sd, color=color, error_kw={"lw": 0.8}, label=row["name"])
+    bars.set_xticks(range(len(tasks)), ["all" if task == "captions" else task for task in tasks])
+    bars.set_ylabel("share of images that show their caption")
+    bars.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    found = [m for m in result["search"]["methods"] if m["passes"] > 1]
+    for i, method in enumerate(found):
+        best: dict[float, float] = {}
+        for passes, scores in zip(method["trace_passes"], method["trace"], strict=True):
+            for at_pass, score in zip(passes, scores, strict=True):
+                best[at_pass] = max(score, best.get(at_pass, score))
+        x = sorted(best)
+        curves.plot(x, [-best[p] for p in x], marker="osD^"[i % 4], ms=3.5, lw=1.2, color=f"C{i}", label=method["name"])
+    curves.set(xlabel="forward-equivalents a caption", ylabel="- mean log p(caption | image)", yscale="log")
+    curves.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "benchmarks" / "published" / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-JOB, LONG = "animals_softdimo", "animals_softdimo_long"
+JOB, LONG, TEXT = "animals_softdimo", "animals_softdimo_long", "captions_reward"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -40,6 +40,9 @@ def short() -> str:
         tables.run_line(LONG, long),
         tables.seeds(long),
     ]
+    if (RESULTS / f"{TEXT}.json").is_file():
+        text = load(TEXT)
+        parts += [tables.run_line(TEXT, text), tables.rows(text, tables.CAPTIONS), tables.search(text)]
     return "\n\n".join(parts)
 
 
@@ -170,7 +173,23 @@ def memory(result: dict[str, Any]) -> str:
     return f"## Memory\n\n`python benchmarks/memory.py` ({tables.made_by(result)}).\n\n{tables.memory(result)}"
 
 
+def captions(result: dict[str, Any]) -> str:
+    """Text to image in the small world."""
+    return "\n\n".join(
+        [
+            f"## Captions\n\n{tables.run_line(TEXT, result)} Captions ask for GenEval's tasks, and the judge finds the "
+            "animals of an image, as many as there are, their colors and places, and nothing else. `held-out reward` "
+            "is log p(caption | image) of the network that gives the Fréchet distance its features.",
+            "![Share of captions that images show, task by task; reward of the search against its compute]"
+            "(results/captions_reward.png)",
+            tables.rows(result),
+            tables.search(result),
+        ]
+    )
+
+
 SECTIONS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    (TEXT, captions),
     ("toy", toy),
     ("samplers", samplers),
     ("ablations", ablations),
