@@ -16,10 +16,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit (with + when files differ from it), processor, threads."""
+    """Versions, commit (with + when files differ from it), processor and its widest vector instructions, threads."""
     found = environment([])
     found.pop("command")  # it may name folders of the machine
-    return found | {"processor": _processor(), "threads": torch.get_num_threads()}
+    can = torch.backends.cpu.get_cpu_capability()
+    return found | {"processor": _processor(), "instructions": can, "threads": torch.get_num_threads()}
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:

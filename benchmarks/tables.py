@@ -202,7 +202,7 @@ def speed(result: Result) -> str:
         [
             f"One step with {net['depth']} layers of width {net['width']}, L = {shape['rows'] * shape['cols']}, "
             f"V = {shape['V']}, batch {large['batch']}, random weights, {rounds} steps of each in turn on "
-            f"{result['provenance']['threads']} threads ({result['provenance']['processor']}). The published loop is "
+            f"{result['provenance']['threads']} threads ({_processor(result)}). The published loop is "
             "written down in `published_loop.py`; without its dropout its mathematics is ours. Peak memory is that of "
             "tensors; the rate is that of the step's matrix products, against the best that the processor gave them "
             "alone.",
@@ -214,6 +214,11 @@ def speed(result: Result) -> str:
             f"A step of `recipes/animals_dimo.yaml` takes {1000 * small['median']:.0f} ms: {heads}.",
         ]
     )
+
+
+def _processor(result: Result) -> str:
+    found = result["provenance"]
+    return ", ".join(filter(None, [found["processor"], found.get("instructions")]))
 
 
 def _times(row: Result) -> str:

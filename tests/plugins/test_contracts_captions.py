@@ -86,6 +86,24 @@ def test_features():
     testing.check_features(built, testing.context().image, 3, cond)
 
 
+def test_training_images_fade_into_one_another():
+    """By at most `blend`, each into the one before it; what is judged outside of training is whole."""
+    net = Captioner(use="captioner", width=4, features=8, blend=0.25).build(testing.context()).eval()
+    cond, img = Cond(torch.full((4,), -1), PROMPTS), torch.rand(4, 3, 16, 16)
+    seen: list[torch.Tensor] = []
+    net.trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    net.loss(img, cond, torch.Generator().manual_seed(0))
+    net.score(img, cond)
+    size = tuple(net.image[1:])
+    blended, whole = ((x + 1) / 2 for x in seen)
+    before = whole.roll(1, 0)
+    parts = ((blended - whole) * (before - whole)).sum((1, 2, 3)) / (before - whole).square().sum((1, 2, 3))
+    assert blended.shape[2:] == size
+    torch.testing.assert_close(blended, whole + parts[:, None, None, None] * (before - whole), atol=1e-5, rtol=1e-5)
+    assert ((parts > 0) & (parts < 0.25)).all()
+    assert len(parts.unique()) == 4
+
+
 def test_rewards():
     for reward in (CaptionScore(network=NETWORK), CaptionCorrect(judge=CNN)):
         testing.check_reward(reward.build(testing.context()), prompts=PROMPTS)
