@@ -45,7 +45,7 @@ from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
 from softdimo import products
-from softdimo.memory import human
+from softdimo.memory import human, slow_in_bf16
 
 GROWTH: dict[str, dict[str, int]] = {
     "batch 1": {"batch": 1},
@@ -56,12 +56,6 @@ GROWTH: dict[str, dict[str, int]] = {
     "12 layers": {"depth": 12},
 }
 """What differs from the large step."""
-
-
-def has_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16 on this processor."""
-    found: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return found
 
 
 def in_turn(loops: dict[str, Loop], times: int, batch: int) -> dict[str, dict[str, Any]]:
@@ -152,7 +146,7 @@ def against_published(job: Job, times: int, quick: bool) -> dict[str, Any]:
     """Parts 1 and 2; peak memory is that of a loop alone, with its networks."""
     parts = ((PUBLISHED, DROPOUT, OURS, SHARED), (PUBLISHED, PUBLISHED16, OURS16, SHARED16), (PUBLISHED, COMPILED16))
     rows: dict[str, dict[str, Any]] = {}
-    for names in parts[: 2 if quick else 3 if has_bf16() else 1]:
+    for names in parts[: 2 if quick else 1 if slow_in_bf16("cpu") else 3]:
         found = measured(job, names, times)
         found.pop(PUBLISHED) if PUBLISHED in rows else None
         rows |= found
@@ -165,7 +159,7 @@ def against_published(job: Job, times: int, quick: bool) -> dict[str, Any]:
 
 def growth(job: Job, quick: bool, times: int) -> dict[str, Any]:
     """Part 3: seconds of a step and how many times as fast it is, sizes changed one at a time."""
-    names = (PUBLISHED, OURS, OURS16) if quick or has_bf16() else (PUBLISHED, OURS)
+    names = (PUBLISHED, OURS, OURS16) if quick or not slow_in_bf16("cpu") else (PUBLISHED, OURS)
     found: dict[str, Any] = {}
     for what, change in GROWTH.items():
         other = maskgit(quick, **({"batch": job.train.batch_size} | change))

@@ -84,6 +84,12 @@ def device(accelerator: str) -> str:
     return "cuda" if accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
 
 
+def slow_in_bf16(accelerator: str) -> bool:
+    """Whether a run would compute on a processor without instructions for bf16: its products take ten times as long."""
+    kernels = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
+    return accelerator in ("auto", "cpu") and device(accelerator) == "cpu" and not kernels
+
+
 def available(accelerator: str) -> tuple[str, int]:
     """(device, free bytes) of the device that a run would use."""
     if device(accelerator) == "cuda":

@@ -23,6 +23,7 @@ from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsEr
 from softdimo.files import sweep, write_json, write_text
 from softdimo.folder import LOCK, RECIPE, RunFolder
 from softdimo.lineage import CACHE, cache_name, training_hash
+from softdimo.memory import slow_in_bf16
 from softdimo.ranks import Ranks
 from softdimo.recipe import Loaded
 from softdimo.sheets import COLUMNS, FEW, Sheets
@@ -132,6 +133,8 @@ def start_session(loaded: Loaded, runs: Path, tensorboard: bool = False, say: Sa
     """Launch Fabric as the recipe says, and share the cores of a CPU among processes (see `jobs`)."""
     hardware, fabric = loaded.recipe.hardware, launch(loaded.recipe.hardware)
     session = Session(fabric, runs, loaded.smoke, tensorboard, say if fabric.is_global_zero else lambda text: None)
+    if hardware.precision.startswith("bf16") and slow_in_bf16(fabric.device.type):
+        session.say("this processor has no instructions for bf16: with hardware.precision=32-true it is much faster")
     if fabric.device.type == "cpu" and fabric.world_size == 1 and not loaded.smoke:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         session.workers = hardware.jobs or min(4, cores)

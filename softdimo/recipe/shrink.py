@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from softdimo.memory import slow_in_bf16
 from softdimo.recipe.model import Recipe, Row, Start
 from softdimo.spec import Player, Settings, Spec
 
@@ -44,8 +45,8 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 def smoke(recipe: Recipe) -> Recipe:
     """Two iterations, two seeds, four samples of each, two values of a sweep, two conditions of a search.
 
-    Components shrink by their own `Spec.smoke`. Where the teacher leaves out its file of weights, whose sizes are not
-    its own any more, students leave out theirs.
+    A processor without instructions for bf16 computes in float32. Components shrink by their own `Spec.smoke`. Where
+    the teacher leaves out its file of weights, whose sizes are not its own any more, students leave out theirs.
     """
     small: Recipe = rewrite(recipe, _shrink)
     if recipe.teacher and small.teacher and recipe.teacher.weights is not None and small.teacher.weights is None:
@@ -82,6 +83,9 @@ def smoke(recipe: Recipe) -> Recipe:
         update["search"] = small.search.model_copy(
             update={"conditions": conditions, "batch_size": min(conditions, small.search.batch_size)}
         )
+    hardware = small.hardware
+    if hardware.precision.startswith("bf16") and slow_in_bf16(hardware.accelerator):
+        update["hardware"] = hardware.model_copy(update={"precision": "32-true"})
     return small.model_copy(update=update)
 
 

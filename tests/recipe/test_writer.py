@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softdimo import memory
 from softdimo.recipe import Recipe, content_hash, distributions, dump, load, load_ref, settings_hash, smoke
 from tests.recipe.toy import STUDENT, Data, Sampler, Search, Teacher, Tokenizer
 
@@ -179,3 +181,24 @@ def _file(folder):
 def test_smoke_leaves_what_is_small_already(read):
     text = "title: t\ndata: {use: toy_data}\n"
     assert read(text, smoke=True) == read(text)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_smoke_is_quick_without_instructions_for_bf16(read, monkeypatch, slow):
+    monkeypatch.setattr("softdimo.recipe.shrink.slow_in_bf16", lambda accelerator: slow)
+    for given, wanted in (("bf16-mixed", "32-true"), ("bf16-true", "32-true"), ("64-true", "64-true")):
+        text = f"title: t\ndata: {{use: toy_data}}\nhardware: {{precision: {given}}}\n"
+        assert read(text, smoke=True).hardware.precision == (wanted if slow else given)
+        assert read(text).hardware.precision == given
+
+
+def test_which_processors_are_slow_in_bf16(monkeypatch):
+    for kernels in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda kernels=kernels: kernels)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert memory.slow_in_bf16("auto") == memory.slow_in_bf16("cpu") == (not kernels)
+        assert not memory.slow_in_bf16("cuda")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert not memory.slow_in_bf16("auto")
+        assert memory.slow_in_bf16("cpu") == (not kernels)
