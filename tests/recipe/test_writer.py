@@ -186,10 +186,10 @@ def test_smoke_leaves_what_is_small_already(read):
 @pytest.mark.parametrize("slow", [True, False])
 def test_smoke_is_quick_without_instructions_for_bf16(read, monkeypatch, slow):
     monkeypatch.setattr("softdimo.recipe.shrink.slow_in_bf16", lambda accelerator: slow)
-    for given, wanted in (("bf16-mixed", "32-true"), ("bf16-true", "32-true"), ("64-true", "64-true")):
-        text = f"title: t\ndata: {{use: toy_data}}\nhardware: {{precision: {given}}}\n"
-        assert read(text, smoke=True).hardware.precision == (wanted if slow else given)
-        assert read(text).hardware.precision == given
+    for asked, wanted in (("bf16-mixed", "32-true"), ("bf16-true", "32-true"), ("64-true", "64-true")):
+        text = f"title: t\ndata: {{use: toy_data}}\nhardware: {{precision: {asked}}}\n"
+        assert read(text, smoke=True).hardware.precision == (wanted if slow else asked)
+        assert read(text).hardware.precision == asked
 
 
 def test_which_processors_are_slow_in_bf16(monkeypatch):
