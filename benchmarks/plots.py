@@ -131,7 +131,8 @@ def captions(result: Mapping[str, Any], path: Path) -> Path:
             for at_pass, score in zip(passes, scores, strict=True):
                 best[at_pass] = max(score, best.get(at_pass, score))
         x = sorted(best)
-        curves.plot(x, [-best[p] for p in x], marker="osD^"[i % 4], ms=3.5, lw=1.2, color=f"C{i}", label=method["name"])
+        y = [-max(best[q] for q in x if q <= p) for p in x]
+        curves.plot(x, y, marker="osD^"[i % 4], ms=3.5, lw=1.2, color=f"C{i}", label=method["name"])
     curves.set(xlabel="forward-equivalents a caption", ylabel="- mean log p(caption | image)", yscale="log")
     curves.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
