@@ -58,7 +58,6 @@ class CompactTextTeacher(CompactTeacher):
             raise RecipeError("teacher.codes: this tokenizer has no table of codes; leave `codes` out")
         codes: Float[Tensor, "G V d"] = wide(table())
         rng = torch.Generator().manual_seed(seed_of("codes"))  # the same on every rank
-        turned = (codes - codes.mean(1, keepdim=True)) @ torch.randn(codes.shape[-1], self.width, generator=rng).to(
-            codes
-        )
+        turn = torch.randn(codes.shape[-1], self.width, generator=rng).to(codes)
+        turned = (codes - codes.mean(1, keepdim=True)) @ turn
         self.table[:, :-1] = turned * (STD / turned.square().mean().sqrt())
