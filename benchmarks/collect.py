@@ -1,13 +1,14 @@
 """Keep a finished run's numbers: `python benchmarks/collect.py RUN` copies eval, search and lock file into results/.
 
 `--into imagenet256` (or coco30k, geneval, hpsv2) copies them into that folder of results/, beside the papers' tables
-(`papers.py`).
+(`papers.py`). With the captions job come its pictures (extra `benchmarks`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from provenance import write_result
@@ -22,7 +23,13 @@ def collect(run: Path, into: str = "") -> Path:
     }
     for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
         lock.pop("command", None)  # it may name folders of the machine
-    return write_result(f"{into}/{run.name}" if into else run.name, out)
+    path = write_result(f"{into}/{run.name}" if into else run.name, out)
+    if run.name == "captions_reward":
+        import plots
+
+        plots.captions(out, path.with_suffix(".png"))
+        shutil.copy(max((run / "samples").glob("*.png")), path.with_name(f"{run.name}_samples.png"))
+    return path
 
 
 if __name__ == "__main__":

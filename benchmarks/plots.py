@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,8 @@ def captions(result: Mapping[str, Any], path: Path) -> Path:
     bars.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     found = [m for m in result["search"]["methods"] if m["passes"] > 1]
     for i, method in enumerate(found):
-        best: dict[float, float] = {}
-        for passes, scores in zip(method["trace_passes"], method["trace"], strict=True):
-            for at_pass, score in zip(passes, scores, strict=True):
-                best[at_pass] = max(score, best.get(at_pass, score))
-        x = sorted(best)
-        y = [-max(best[q] for q in x if q <= p) for p in x]
+        x, scores = zip(*sorted(zip(chain(*method["trace_passes"]), chain(*method["trace"]), strict=True)), strict=True)
+        y = [-best for best in accumulate(scores, max)]
         curves.plot(x, y, marker="osD^"[i % 4], ms=3.5, lw=1.2, color=f"C{i}", label=method["name"])
     curves.set(xlabel="forward-equivalents a caption", ylabel="- mean log p(caption | image)", yscale="log")
     curves.legend(frameon=False, fontsize=8)

@@ -32,17 +32,17 @@ def load(name: str) -> dict[str, Any]:
 
 def short() -> str:
     """What the README shows."""
-    job, long = load(JOB), load(LONG)
+    job, long, text = load(JOB), load(LONG), load(TEXT)
     parts = [
         tables.run_line(JOB, job),
         tables.rows(job, tables.MAIN),
         tables.search(job),
         tables.run_line(LONG, long),
         tables.seeds(long),
+        tables.run_line(TEXT, text),
+        tables.rows(text, tables.CAPTIONS),
+        tables.search(text),
     ]
-    if (RESULTS / f"{TEXT}.json").is_file():
-        text = load(TEXT)
-        parts += [tables.run_line(TEXT, text), tables.rows(text, tables.CAPTIONS), tables.search(text)]
     return "\n\n".join(parts)
 
 

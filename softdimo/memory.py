@@ -85,7 +85,7 @@ def device(accelerator: str) -> str:
 
 
 def slow_in_bf16(accelerator: str) -> bool:
-    """Whether a run would compute on a processor without instructions for bf16: its products take ten times as long."""
+    """Whether a run would compute on a processor without instructions for bf16, where products take far longer."""
     kernels = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
     return accelerator in ("auto", "cpu") and device(accelerator) == "cpu" and not kernels
 

@@ -48,10 +48,8 @@ def place(tmp_path_factory) -> Place:
     (site / "seen.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     source = scaffold("reward", "their_reward", folder / "package")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
-    settings = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(
-        [*pip, "--no-build-isolation", "-e", str(source)], capture_output=True, text=True, env=settings
-    )
+    pip += ["--disable-pip-version-check", "--no-build-isolation", "-e", str(source)]
+    done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return Place(python, source)
 
@@ -109,7 +107,7 @@ def test_one_that_breaks_its_promise_is_named_when_it_runs(place, code, tmp_path
     code.write_text(code.read_text().replace("img.mean((1, 2, 3))", "img.mean()"))
     (tmp_path / "r.yaml").write_text(RECIPE)
     done = softdimo(place, "run", "r.yaml", "--smoke", "--device", "cpu", "--out", "run", cwd=tmp_path)
-    assert done.returncode in (1, 2)
+    assert done.returncode == 2
     told = done.stderr[done.stderr.index("error: ") :]
     assert "Traceback" not in told
     assert "the reward TheirReward gives [] for " in told
@@ -119,11 +117,10 @@ def test_one_that_breaks_its_promise_is_named_when_it_runs(place, code, tmp_path
 @pytest.mark.parametrize(
     ("score", "told"),
     [
-        ("img.mean()", "one number per image"),
         ("(img - img.mean()).square().mean((1, 2, 3))", "other samples"),
-        ("img.detach().mean((1, 2, 3))", "gradient"),
+        ("img.detach().mean((1, 2, 3))", "its graph is cut"),
     ],
-    ids=["one number for all", "mixes samples", "no gradient"],
+    ids=["mixes samples", "no gradient"],
 )
 def test_its_own_test_finds_what_breaks_the_contract(place, code, score, told):
     code.write_text(code.read_text().replace("img.mean((1, 2, 3))", score))
@@ -131,4 +128,5 @@ def test_its_own_test_finds_what_breaks_the_contract(place, code, score, told):
     done = subprocess.run(command, cwd=place.source, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "1 failed" in done.stdout
-    assert told in done.stdout, done.stdout
+    (why,) = [line for line in done.stdout.splitlines() if line.startswith("E ") and "AssertionError" in line]
+    assert told in why

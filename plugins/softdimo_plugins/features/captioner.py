@@ -15,7 +15,7 @@ from softdimo.errors import DataError
 from softdimo.kinds import Cond, Context, Features, ImageShape, Logs
 from softdimo.math.precision import wide
 from softdimo.shapes import Image, PerSample
-from softdimo.spec import Fraction, NetworkSpec
+from softdimo.spec import NetworkSpec
 from softdimo_plugins.captions.grammar import ANIMALS, COLORS, COUNTS, Caption
 from softdimo_plugins.captions.judge import read
 from softdimo_plugins.features.cnn import to_channels
@@ -36,9 +36,9 @@ class Captioner(NetworkSpec):
     """Channels of the first convolution; later ones have two and three times as many."""
     features: Annotated[int, Field(ge=2)] = 64
     """Width F of the features, from which numbers are read."""
-    blend: Fraction = 0.0
-    """Training images fade into one another by at most so much (below 0.5, or the other's caption would be truer): soft
-    decodes, which are such blends, are then judged by how much of them is right."""
+    blend: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Training images fade into one another by at most so much, as soft decodes do; from 0.5 on, the other image's
+    caption would be the truer one."""
 
     def build(self, context: Context) -> CaptionerFeatures:
         """The network for the images and animals of `context`, with fresh weights."""

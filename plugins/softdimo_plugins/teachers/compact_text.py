@@ -25,7 +25,7 @@ class CompactText(Compact):
     codes: bool = False
     """Training starts with the tokenizer's codes, projected at random, as the table: what looks alike starts alike.
 
-    Images put together from few things (animals, colors) are learned several times as fast.
+    Images put together from few things (animals, colors) are learned sooner.
     """
 
     def build(self, context: Context) -> CompactTextTeacher:
