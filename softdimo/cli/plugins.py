@@ -30,7 +30,7 @@ def list_(kind: Kind = None) -> None:
         for entry in entries:
             owner = registry.distribution(entry)
             use = entry.name if names.count(entry.name) == 1 else f"{owner}:{entry.name}"
-            rows.append((each, use, owner, entry.dist.version if entry.dist else "?"))
+            rows.append((each, use, owner, registry.version(entry)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
