@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
-from typing import TYPE_CHECKING
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
 
 from softdimo import API_VERSION
 from softdimo.errors import PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from importlib.metadata import Distribution, EntryPoints
 
     from softdimo.spec import Spec
 
@@ -30,7 +31,7 @@ KINDS = (
 @cache
 def _everything(path: tuple[str, ...]) -> EntryPoints:
     """One walk over all that is installed: most of the time of a light command is spent here."""
-    return entry_points()
+    return cast("EntryPoints", entry_points())  # Python 3.11's SelectableGroups selects likewise
 
 
 @cache
