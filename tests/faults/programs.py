@@ -14,9 +14,10 @@ from tests.faults.bench import ALONE, Bench, Result, at, case, differences, earl
 
 @case("two runs in one folder", 3, "another run is writing in .*; wait for it, or give another --out", quick=True)
 def two_runs(bench: Bench) -> Result:
-    run = bench.runs / "two"
-    first = bench.start(*bench.arguments("terms", run), prelude=at(".iter-00000003", "signal.pause()"))
-    first.until(lambda: len(checkpoint.complete(run / "checkpoints")) == 2)
+    run, paused = bench.runs / "two", bench.root / "paused"
+    pause = f"os.mkdir({str(paused)!r}); signal.pause()"  # a signal that comes before the pause would not end it
+    first = bench.start(*bench.arguments("terms", run), prelude=at(".iter-00000003", pause))
+    first.until(paused.exists)
     before = earlier(run)
     code, said = bench.command(*bench.arguments("terms", run, "--resume"))
     found = Result(code, bench.plain(said), unchanged(before, run))
