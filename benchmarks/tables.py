@@ -64,7 +64,23 @@ def search(result: Result) -> str:
         body.append([m["name"], f"{m['passes']:g}", wall, f"{m['score_mean']:.4f}{sem}", *held])
     watched = [f"held out: {name}" for name in found["methods"][0]["held_out"]]
     heads = ["method", "forward-equivalents", "ms a condition", "optimized reward", *watched]
-    return f"Test-time search with the student, {found['conditions']} conditions:\n\n{table(heads, body)}"
+    told = f"Test-time search with the student, {found['conditions']} conditions:\n\n{table(heads, body)}"
+    return told + paired(found)
+
+
+def paired(found: Result) -> str:
+    """Condition by condition: each method with iterations beside best-of-N at its cost; nothing in older results."""
+    body = []
+    for m in found["methods"]:
+        if "against" in m:
+            each = [m["against"]["score"], *m["against"]["held_out"].values()]
+            cells = [f"{d['mean']:+.4f} ± {d['sem']:.4f} ({d['higher']} / {d['lower']})" for d in each]
+            body.append([f"{m['name']} - {m['against']['name']}", *cells])
+    if not body:
+        return ""
+    watched = [f"held out: {name}" for name in found["methods"][0]["held_out"]]
+    what = "Paired differences at equal compute (conditions on which the former is higher / lower):"
+    return f"\n\n{what}\n\n{table(['', 'optimized reward', *watched], body)}"
 
 
 def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:

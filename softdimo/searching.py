@@ -78,22 +78,27 @@ def search(
     Rows: `one step, sampled` (tokens drawn from the student: what a user gets without a search), `one step, <decode>`
     (the first start of every search, decoded as the methods do), the methods, and after each method with iterations
     `best of N` at its forward-equivalents, unless the recipe has that itself. Scores are those of the images that the
-    user gets; `gain` is the paired difference to `one step, <decode>`. `trace[s][i]` is the mean best score over the
-    first s + 1 starts and i iterations, `trace_passes[s][i]` what that costs. Where several rewards are optimized,
-    `rewards` holds the mean of each, and `calibration` the part of `passes` that found their means and deviations.
+    user gets; `gain` is the paired difference to `one step, <decode>`, `against` those of a method with iterations to
+    best-of-N at its cost (mean, standard error, conditions where it is higher and lower). `trace[s][i]` is the mean
+    best score over the first s + 1 starts and i iterations, `trace_passes[s][i]` what that costs. Where several rewards
+    are optimized, `rewards` holds the mean of each, and `calibration` the part of `passes` that found their means and
+    deviations.
     """
     run = _Comparison(pieces, conditions, batch_size, seed, progress)
     rows = [run.sampled()]
     for decode in dict.fromkeys(method.decode for method in pieces.methods.values()):
         rows.append(run.method(f"one step, {decode}", decode, _best(1, None), baseline=True))
     measured = {name: run.method(name, method.decode, method.run) for name, method in pieces.methods.items()}
-    flat = {(_drawn(row), row["decode"]) for row in (*rows, *measured.values()) if len(row["trace"][0]) == 1}
+    flat = {(_drawn(row), row["decode"]): row["name"] for row in (*rows, *measured.values()) if _flat(row)}
     for row in measured.values():
         rows.append(row)
-        n = _drawn(row)
-        if len(row["trace"][0]) > 1 and (n, row["decode"]) not in flat:
-            flat.add((n, row["decode"]))
-            rows.append(run.method(f"best of {n}, {row['decode']}", row["decode"], _best(n, pieces.rows)))
+        n, decode = _drawn(row), row["decode"]
+        if _flat(row):
+            continue
+        if (n, decode) not in flat:
+            flat[n, decode] = f"best of {n}, {decode}"
+            rows.append(run.method(flat[n, decode], decode, _best(n, pieces.rows)))
+        row["against"] = run.against(row["name"], flat[n, decode])
     pictures = {}
     for name, (labels, images) in run.pictures.items():
         heads = ["start", *(f"step {i}" for i in range(1, len(images[0]) - 1)), "winner"]
@@ -109,6 +114,11 @@ def search(
 def _drawn(row: Json) -> int:
     """Images that the search of a row costs, without those of the calibration."""
     return round(float(row["passes"]) - float(row.get("calibration", 0)))
+
+
+def _flat(row: Json) -> bool:
+    """Whether a row is of a search without iterations."""
+    return len(row["trace"][0]) == 1
 
 
 def _best(n: int, rows: int | None) -> Run:
@@ -129,6 +139,7 @@ class _Comparison:
         self.decodes: list[Decode] = [method.decode for method in pieces.methods.values()]
         self.measures: dict[tuple[Decode, int], Mapping[str, Tensor]] = {}
         self.plain: dict[Decode, Tensor] = {}
+        self.got: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
         self.pictures: dict[str, tuple[list[str], list[Image]]] = {}
         pieces.net.eval()
 
@@ -184,12 +195,20 @@ class _Comparison:
                     self.pictures[name] = self.picture(generator, found, images, cond)
 
         tally = self.tally(name, looks())
+        watched = {key: torch.cat(parts) for key, parts in tally.held_out.items()}
+        self.got[name] = torch.cat(tally.scores), watched
         row = tally.row(name, decode, None if baseline else self.plain[decode])
         if baseline:
             self.plain[decode] = torch.cat(tally.scores)
         elif self.score.calibration:
             row |= {"passes": row["passes"] + self.score.calibration, "calibration": self.score.calibration}
         return row
+
+    def against(self, name: str, rival: str) -> Json:
+        """Paired differences of one method to another."""
+        (score, held_out), (score_, held_out_) = self.got[name], self.got[rival]
+        watched = {key: _paired(values - held_out_[key]) for key, values in held_out.items()}
+        return {"name": rival, "score": _paired(score - score_), "held_out": watched}
 
     def look(self, images: Image, cond: Cond, seconds: float, found: Found | None) -> _Seen:
         """Score one batch of delivered images; rewards outside the search do not count as its time."""
@@ -283,6 +302,11 @@ class _Tally:
         if plain is not None:
             out |= {"gain_mean": float((scores - plain).mean()), "gain_sem": _sem(scores - plain)}
         return out
+
+
+def _paired(differences: Float[Tensor, "n"]) -> Json:
+    higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
+    return {"mean": float(differences.mean()), "sem": _sem(differences), "higher": higher, "lower": lower}
 
 
 def _sem(values: Float[Tensor, "n"]) -> float | None:

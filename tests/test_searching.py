@@ -70,6 +70,26 @@ def test_more_compute_cannot_be_worse_and_gains_are_paired(tmp_path):
     assert rows["tteo"]["score_mean"] >= rows["2"]["score_mean"] - 1e-6, "its two starts are those of best-of-2"
 
 
+def test_differences_at_equal_cost_are_paired(tmp_path):
+    """With best-of-N that the recipe has and with one that it has not; one condition at a time gives the same."""
+    _, rows = run(tmp_path, {"tteo": tteo(), "mine": BestOfN(n=20), "short": tteo(iterations=1)}, batch_size=20)
+    for name, rival in (("tteo", "mine"), ("short", "best of 8, argmax")):
+        against = rows[name]["against"]
+        assert against["name"] == rival
+        for key, mine, theirs in (
+            ("score", rows[name]["score_mean"], rows[rival]["score_mean"]),
+            ("right", rows[name]["held_out"]["right"], rows[rival]["held_out"]["right"]),
+        ):
+            found = (against | against["held_out"])[key]
+            assert found["mean"] == pytest.approx(mine - theirs, abs=1e-6)
+            assert 0 <= found["higher"] <= found["higher"] + found["lower"] <= 20
+            assert (found["sem"] > 0) == (found["higher"] + found["lower"] > 0)
+    assert [name for name, row in rows.items() if "against" in row] == ["tteo", "short"]
+    _, worse = run(tmp_path, {"long": tteo(iterations=1), "far": tteo(iterations=1, lr=1e-9)}, batch_size=20)
+    still = worse["far"]["against"]["score"]
+    assert still["lower"] > still["higher"] == 0, "two starts that stay where they are lose to eight"
+
+
 def test_the_trace_is_the_best_so_far_and_ends_at_the_score(tmp_path):
     _, rows = run(tmp_path, {"tteo": tteo(), "eight": BestOfN(n=8)})
     trace = torch.tensor(rows["tteo"]["trace"])

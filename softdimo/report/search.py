@@ -49,12 +49,27 @@ def search_part(folder: Folder) -> Html | None:
         f"The student's input embedding is searched with its weights fixed, for {n} conditions. A forward counts 1, "
         "its backward 2. Held-out rewards were never optimized." + _calibration(methods),
         table(heads, rows, "Search methods"),
+        _paired(methods),
         tag("h3", "Score against cost"),
         shared_legend([compared(i, _method(m), 0.0, 0.0) for i, m in enumerate(methods)]),
         tag("div", _costs(methods, held), _traces(methods), class_="charts"),
         _pictures(folder),
         long=True,
     )
+
+
+def _paired(methods: Sequence[Mapping[str, Any]]) -> Html | None:
+    """Each method with iterations condition by condition beside best-of-N at its cost."""
+    rows = []
+    for m in methods:
+        against = m.get("against") or {}
+        watched = {f"{key} (held out)": found for key, found in (against.get("held_out") or {}).items()}
+        for what, found in ({"score": against["score"], **watched} if against else {}).items():
+            rival = f"{m.get('name', '')} against {against.get('name', '')}"
+            cells = [rival, what, _spread(found, ""), f"{int(found['higher'])}", f"{int(found['lower'])}"]
+            rows.append(("", cells))
+    heads = ["at equal cost", "", "paired difference", "conditions higher", "lower"]
+    return table(heads, rows, "Paired with best of N at equal cost") if rows else None
 
 
 def _calibration(methods: Sequence[Mapping[str, Any]]) -> str:
@@ -102,9 +117,10 @@ def _finite(value: Any) -> float:
 
 def _spread(m: Mapping[str, Any], key: str) -> Html:
     """Mean with its standard error."""
-    if m.get(f"{key}_mean") is None:
+    mean, sem = (f"{key}_mean", f"{key}_sem") if key else ("mean", "sem")
+    if m.get(mean) is None:
         return tag("span", "–")
-    mean, _, bar = spread(float(m[f"{key}_mean"]), float(m.get(f"{key}_sem") or 0)).partition(" ± ")
+    mean, _, bar = spread(float(m[mean]), float(m.get(sem) or 0)).partition(" ± ")
     return tag("span", mean, tag("small", f"± {bar}") if bar else None)
 
 

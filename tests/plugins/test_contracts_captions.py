@@ -18,7 +18,7 @@ from softdimo_plugins.data.captions import Captions
 from softdimo_plugins.features.captioner import Captioner
 from softdimo_plugins.metrics.caption_accuracy import CaptionAccuracy, CaptionAccuracyMetric
 from softdimo_plugins.rewards.caption_correct import CaptionCorrect
-from softdimo_plugins.rewards.caption_score import CaptionScore
+from softdimo_plugins.rewards.caption_score import CaptionScore, CaptionScoreReward
 from softdimo_plugins.teachers.compact_text import CompactText
 from softdimo_plugins.tokenizers.conv import ConvVQ
 from tests.plugins.test_captions import BLANK, Nearest
@@ -105,8 +105,25 @@ def test_training_images_fade_into_one_another():
 
 
 def test_rewards():
-    for reward in (CaptionScore(network=NETWORK), CaptionCorrect(judge=CNN)):
+    for reward in (CaptionScore(network=NETWORK), CaptionScore(network=NETWORK, odds=True), CaptionCorrect(judge=CNN)):
         testing.check_reward(reward.build(testing.context()), prompts=PROMPTS)
+
+
+def test_log_odds():
+    """Those of p, up to the last p below 1 that single precision has; their order is that of p."""
+
+    class Told(torch.nn.Module):
+        def score(self, img, cond):
+            return img[:, 0, 0, 0]
+
+    p = torch.tensor([1e-9, 0.2, 0.5, 0.999, 1 - 1e-5, 1 - 2.0**-23, 1.0], dtype=torch.float64)
+    log_p = p.log().float().requires_grad_()
+    odds = CaptionScoreReward(Told(), odds=True)(log_p[:, None, None, None], Cond(torch.full((7,), -1), ("",) * 7))
+    last = p[:-1]
+    torch.testing.assert_close(odds[:-1].double(), (last / (1 - last)).log(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(odds[-1], odds[-2])
+    (slope,) = torch.autograd.grad(odds.sum(), log_p)
+    torch.testing.assert_close(slope[:5].double(), 1 / (1 - p[:5]), atol=0, rtol=1e-4)
 
 
 def test_metric():

@@ -66,6 +66,7 @@ def test_the_numbers_are_there(source: str) -> None:
         "The teacher needs 31 passes to match the student's one", "Di[M]O (arXiv 2503.15457), equations 4-8",
         "softdimo_plugins/losses/gan.py", "set so that its gradient at the logits has 0.3 x the norm of that of dimo",
         "TTEO, 4 starts", "−0.060± 0.020", "auxiliary lag +0.61 nats", "softdimo run recipes/animals.yaml", "2.14.1",
+        "TTEO, 4 starts against best of 52, argmaxscore0.021± 0.00413147",
         "1000 samples per row", "animals:9f86d081884c…", "reference size", "r_init: 0.6",
     ):  # fmt: skip
         assert said in text, said

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Protocol, cast
 
+import torch
+
 from softdimo.errors import PluginError
 from softdimo.kinds import Cond, Context, Features
 from softdimo.shapes import Image, PerSample
 from softdimo.spec import NetworkSpec, Spec, component
+
+NEAREST = 2.0**-23
+"""The least -log p that single precision tells from 0 after sums of several terms."""
 
 
 class Scoring(Protocol):
@@ -19,7 +24,7 @@ class Scoring(Protocol):
 
 
 class CaptionScore(Spec):
-    """log p(caption | image), at most 0, of a network trained on real images. Differentiable.
+    """log p(caption | image), at most 0, of a network trained on real images, or its log-odds. Differentiable.
 
     The network should not be one that the evaluation measures with, or the generator grades itself.
     """
@@ -27,12 +32,16 @@ class CaptionScore(Spec):
     network: Annotated[NetworkSpec, component("features")]
     """The network, with its weights: `captioner`, or another with a method `score(img, cond)` [B]."""
 
+    odds: bool = False
+    """log p - log(1 - p) in place of log p: of images that show their caption it still tells the better ones apart,
+    where log p is about 0 for all. At most 15.9 (p = 1 - 2^-23): single precision tells no larger p from 1."""
+
     def build(self, context: Context) -> CaptionScoreReward:
         """The reward, its network frozen and in evaluation mode. PluginError for networks that know no captions."""
         network: Features = context.make(self.network)
         if not callable(getattr(network, "score", None)):
             raise PluginError(f"caption_score: the network `{self.network.use}` has no `score`; use `captioner`")
-        return CaptionScoreReward(network.eval().requires_grad_(False))
+        return CaptionScoreReward(network.eval().requires_grad_(False), self.odds)
 
 
 class CaptionScoreReward:
@@ -40,9 +49,13 @@ class CaptionScoreReward:
 
     differentiable: ClassVar[bool] = True
 
-    def __init__(self, network: Features) -> None:
-        self.network = network
+    def __init__(self, network: Features, odds: bool = False) -> None:
+        self.network, self.odds = network, odds
 
     def __call__(self, img: Image, cond: Cond) -> PerSample:
         """One score per image. The network's DataError where there are no captions."""
-        return cast(Scoring, self.network).score(img, cond)
+        log_p = cast(Scoring, self.network).score(img, cond)
+        if not self.odds:
+            return log_p
+        log_p = log_p.clamp(max=-NEAREST)
+        return log_p - torch.log(-torch.expm1(log_p))
