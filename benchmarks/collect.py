@@ -1,7 +1,7 @@
 """Keep a finished run's numbers: `python benchmarks/collect.py RUN` copies eval, search and lock file into results/.
 
 `--into imagenet256` (or coco30k, geneval, hpsv2) copies them into that folder of results/, beside the papers' tables
-(`papers.py`). With the captions job come its pictures (extra `benchmarks`).
+(`papers.py`). With the captions jobs come their pictures (extra `benchmarks`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ def collect(run: Path, into: str = "") -> Path:
     for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
         lock.pop("command", None)  # it may name folders of the machine
     path = write_result(f"{into}/{run.name}" if into else run.name, out)
+    if run.name == "captions_tteo":
+        import plots
+
+        plots.searches(out["search"], path.with_suffix(".png"))
     if run.name == "captions_reward":
         import plots
 

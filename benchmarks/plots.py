@@ -111,10 +111,10 @@ def samplers(result: Mapping[str, Any], path: Path) -> Path:
 
 
 def captions(result: Mapping[str, Any], path: Path) -> Path:
-    """Two panels: share of captions that images show, by task and row; the search's reward against its compute."""
+    """Share of captions that images show, by task and row."""
     rows = [r for r in result["eval"]["rows"] if r["of"] in ("teacher", "student") and r["decode"] == "hard"]
     tasks = [name for name in rows[0]["metrics"] if name in ("captions", *TASKS)]
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(12.5, 4.4), layout="constrained", width_ratios=[1.6, 1])
+    figure, bars = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         y, sd = zip(*(_number(row["metrics"], task) for task in tasks), strict=True)
@@ -125,13 +125,30 @@ def captions(result: Mapping[str, Any], path: Path) -> Path:
     bars.set_xticks(range(len(tasks)), ["all" if task == "captions" else task for task in tasks])
     bars.set_ylabel("share of images that show their caption")
     bars.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    found = [m for m in result["search"]["methods"] if m["passes"] > 1]
-    for i, method in enumerate(found):
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def searches(search: Mapping[str, Any], path: Path, least: float = 12) -> Path:
+    """Optimized reward against compute (from `least` forward-equivalents on), and what was only watched."""
+    methods = [m for m in search["methods"] if m["passes"] > 1]
+    watched = list(methods[0]["held_out"])
+    figure, panels = plt.subplots(1, 1 + len(watched), figsize=(4.6 * (1 + len(watched)), 4.2), layout="constrained")
+    for i, method in enumerate(methods):
+        tried = not method["name"].startswith("TTEO")
+        look = {"color": "0.35" if tried else f"C{i}", "ls": ":" if method["decode"] == "soft" else "-", "lw": 1.4}
         x, scores = zip(*sorted(zip(chain(*method["trace_passes"]), chain(*method["trace"]), strict=True)), strict=True)
-        y = [-best for best in accumulate(scores, max)]
-        curves.plot(x, y, marker="osD^"[i % 4], ms=3.5, lw=1.2, color=f"C{i}", label=method["name"])
-    curves.set(xlabel="forward-equivalents a caption", ylabel="- mean log p(caption | image)", yscale="log")
-    curves.legend(frameon=False, fontsize=8)
+        best = [(a, b) for a, b in zip(x, accumulate(scores, max), strict=True) if a >= least]
+        panels[0].plot(*zip(*best, strict=True), **look, label=method["name"])
+        for axes, key in zip(panels[1:], watched, strict=True):
+            point = (method["passes"], method["held_out"][key], method["held_out_sem"][key])
+            shape = {"fmt": "x" if tried else "o", "ms": 6, "capsize": 3, "color": look["color"]}
+            axes.errorbar(*point, **shape, mfc="white" if method["decode"] == "soft" else None, label=method["name"])
+    for axes, label in zip(panels, ["optimized reward (log-odds)", *(f"held out: {k}" for k in watched)], strict=True):
+        axes.set(xlabel="forward-equivalents a caption", ylabel=label)
+        axes.grid(alpha=0.25)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

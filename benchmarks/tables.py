@@ -44,6 +44,15 @@ def run_line(name: str, result: Result) -> str:
     )
 
 
+def searched_line(name: str, result: Result) -> str:
+    """What was searched, and by which versions."""
+    lock = result["search"]["lock"]
+    return (
+        f"`softdimo run recipes/{name}.yaml` (softdimo {lock['softdimo']} at {lock['git']}, torch "
+        f"{lock['distributions']['torch']})."
+    )
+
+
 def rows(result: Result, metrics: Sequence[str] = ()) -> str:
     """The table of metrics of one run, and what its rows of real images mean."""
     return (

@@ -146,6 +146,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "search best_of_n": [{}, {"n": 1, "decode": "soft"}, {"n": 5, "rows": 4}],
     "data animals": [{}, {"mirror": False}],
+    "data captions": [{"samples": 2000, "held_out": 300}],
+    "data caption_pieces": [{"of": {"samples": 2000, "held_out": 300}}],
     "data digits": [{}, {"condition": "digit"}],
     "data folder": [
         {"path": "pictures", "size": 8}, {"path": "pictures", "channels": 1, "held_out": 0.4},
