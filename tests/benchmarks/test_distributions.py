@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -45,5 +46,18 @@ def test_what_is_known_is_of_these_lines():
     assert set(known["lines"]) == {
         line for kind in ("resolves", "conflicts") for line in distributions.documented(kind, README)
     }
-    for name in distributions.LINES.keys() & known.keys():
-        assert any(line.startswith("full ") for line in known[name]["agreement"])
+
+
+@pytest.mark.parametrize("name", distributions.LINES)
+def test_the_native_reward_was_seen_to_agree_with_the_package(name):
+    """At every size of image, with tiny networks and with those of full size."""
+    known = distributions.json.loads((ROOT / "benchmarks/results/distributions.json").read_text(encoding="utf-8"))[name]
+    assert known["passed"] >= 8
+    told = [
+        re.fullmatch(r"(tiny|full) .*: scores differ by (\S+), gradients by (\S+) of .*", x) for x in known["agreement"]
+    ]
+    assert {match[1] for match in told if match} == {"tiny", "full"}
+    for match in told:
+        assert match
+        assert float(match[2]) <= 1e-6
+        assert float(match[3]) <= 1e-5
