@@ -54,6 +54,12 @@ def test_rows_and_their_prices(tmp_path):
         assert row["score_sem"] > 0
 
 
+def test_a_trial_takes_few_passes():
+    assert tteo(starts=4, iterations=4, candidates=39).smoke().passes() == 3 + 2 * 4
+    assert tteo(starts=1, iterations=0, candidates=2).smoke().passes() == 2 + 1
+    assert [BestOfN(n=n).smoke().n for n in (1, 64)] == [1, 4]
+
+
 def test_a_method_at_equal_cost_in_the_recipe_is_not_repeated(tmp_path):
     _, rows = run(tmp_path, {"tteo": tteo(), "mine": BestOfN(n=20), "more": tteo(lr=0.1)})
     assert list(rows) == ["one step, sampled", "one step, argmax", "tteo", "mine", "more"]

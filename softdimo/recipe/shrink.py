@@ -12,6 +12,8 @@ from softdimo.spec import Player, Settings, Spec
 Path = tuple[str | int, ...]
 SHARE = 4
 """Samples of a row and seed in a tiny table: the tokenizer that decodes them is as large as any."""
+POOL = 4
+"""Random starts that the units of several rewards are measured on."""
 REFERENCE = 16
 """Real images in it."""
 
@@ -80,9 +82,9 @@ def smoke(recipe: Recipe) -> Recipe:
         )
     if small.search is not None:
         conditions = min(2, small.search.conditions)
-        update["search"] = small.search.model_copy(
-            update={"conditions": conditions, "batch_size": min(conditions, small.search.batch_size)}
-        )
+        few = {"conditions": conditions, "batch_size": min(conditions, small.search.batch_size)}
+        pool = small.search.pool and min(POOL, small.search.pool)
+        update["search"] = small.search.model_copy(update=few | {"pool": pool})
     hardware = small.hardware
     if hardware.precision.startswith("bf16") and slow_in_bf16(hardware.accelerator):
         update["hardware"] = hardware.model_copy(update={"precision": "32-true"})

@@ -26,6 +26,10 @@ class BestOfN(Spec):
     rows: Rows = None
     """Images in memory at once; the `rows` of the search section when null."""
 
+    def smoke(self) -> BestOfN:
+        """Four starts."""
+        return self.model_copy(update={"n": min(4, self.n)})
+
     def build(self, context: Context) -> BestOfN:
         """These settings, with the section's `rows` filled in."""
         return self if self.rows else self.model_copy(update={"rows": context.rows})

@@ -81,6 +81,12 @@ class TTEO(Spec):
             raise ValueError("nesterov: looks ahead along a momentum; set `momentum`, for example 0.9")
         return self
 
+    def smoke(self) -> TTEO:
+        """One step from two starts at the most, the best of three random inputs where there is a choice."""
+        few = {"starts": min(2, self.starts), "iterations": min(1, self.iterations)}
+        choice = None if self.candidates is None else min(3, self.candidates)
+        return self.model_copy(update=few | {"candidates": choice})
+
     def build(self, context: Context) -> TTEO:
         """These settings, with units, noise and rows filled in."""
         found: dict[str, float | None] = {"rows": self.rows or context.rows}
