@@ -142,7 +142,8 @@ def searches(search: Mapping[str, Any], path: Path, least: float = 12) -> Path:
         best = [(a, b) for a, b in zip(x, accumulate(scores, max), strict=True) if a >= least]
         panels[0].plot(*zip(*best, strict=True), **look, label=method["name"])
         for axes, key in zip(panels[1:], watched, strict=True):
-            point = (method["passes"], method["held_out"][key], method["held_out_sem"][key])
+            aside = method["passes"] + 1.5 * (i - (len(methods) - 1) / 2)  # apart, where they agree
+            point = (aside, method["held_out"][key], method["held_out_sem"][key])
             shape = {"fmt": "x" if tried else "o", "ms": 6, "capsize": 3, "color": look["color"]}
             axes.errorbar(*point, **shape, mfc="white" if method["decode"] == "soft" else None, label=method["name"])
     for axes, label in zip(panels, ["optimized reward (log-odds)", *(f"held out: {k}" for k in watched)], strict=True):

@@ -186,6 +186,7 @@ def captions(result: dict[str, Any]) -> str:
             "Optimized and held-out reward are log-odds of p(caption | image). Half of the random inputs give an image "
             "that shows its caption, and log p is about 0 for each of those: it could not tell them apart.",
             "![Reward of the searches, optimized and held out, against their compute](results/captions_tteo.png)",
+            "Circles are TTEO, crosses best-of-N; bars are standard errors of each alone.",
         ]
     )
 
