@@ -24,14 +24,12 @@ def collect(run: Path, into: str = "") -> Path:
     for lock in (out.get("lock", {}), *(out.get(name, {}).get("lock", {}) for name in ("eval", "search"))):
         lock.pop("command", None)  # it may name folders of the machine
     path = write_result(f"{into}/{run.name}" if into else run.name, out)
-    if run.name == "captions_tteo":
+    if run.name in ("captions_reward", "captions_tteo"):
         import plots
 
-        plots.searches(out["search"], path.with_suffix(".png"))
+        draw = plots.captions if run.name == "captions_reward" else plots.searches
+        draw(out, path.with_suffix(".png"))
     if run.name == "captions_reward":
-        import plots
-
-        plots.captions(out, path.with_suffix(".png"))
         shutil.copy(max((run / "samples").glob("*.png")), path.with_name(f"{run.name}_samples.png"))
     return path
 

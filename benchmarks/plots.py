@@ -130,9 +130,9 @@ def captions(result: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def searches(search: Mapping[str, Any], path: Path, least: float = 12) -> Path:
+def searches(result: Mapping[str, Any], path: Path, least: float = 12) -> Path:
     """Optimized reward against compute (from `least` forward-equivalents on), and what was only watched."""
-    methods = [m for m in search["methods"] if m["passes"] > 1]
+    methods = [m for m in result["search"]["methods"] if m["passes"] > 1]
     watched = list(methods[0]["held_out"])
     figure, panels = plt.subplots(1, 1 + len(watched), figsize=(4.6 * (1 + len(watched)), 4.2), layout="constrained")
     for i, method in enumerate(methods):

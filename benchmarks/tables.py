@@ -74,10 +74,10 @@ def search(result: Result) -> str:
     watched = [f"held out: {name}" for name in found["methods"][0]["held_out"]]
     heads = ["method", "forward-equivalents", "ms a condition", "optimized reward", *watched]
     told = f"Test-time search with the student, {found['conditions']} conditions:\n\n{table(heads, body)}"
-    return told + paired(found)
+    return told + paired(found, heads[3:])
 
 
-def paired(found: Result) -> str:
+def paired(found: Result, rewards: Sequence[str]) -> str:
     """Condition by condition: each method with iterations beside best-of-N at its cost; nothing in older results."""
     body = []
     for m in found["methods"]:
@@ -87,9 +87,8 @@ def paired(found: Result) -> str:
             body.append([f"{m['name']} - {m['against']['name']}", *cells])
     if not body:
         return ""
-    watched = [f"held out: {name}" for name in found["methods"][0]["held_out"]]
     what = "Paired differences at equal compute (conditions on which the former is higher / lower):"
-    return f"\n\n{what}\n\n{table(['', 'optimized reward', *watched], body)}"
+    return f"\n\n{what}\n\n{table(['', *rewards], body)}"
 
 
 def seeds(result: Result, metrics: Sequence[str] = MAIN) -> str:

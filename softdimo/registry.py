@@ -30,7 +30,7 @@ KINDS = (
 
 @cache
 def _everything(path: tuple[str, ...]) -> EntryPoints:
-    """One walk over all that is installed: most of the time of a light command is spent here."""
+    """One walk over all that is installed on `path`, for all kinds."""
     return cast("EntryPoints", entry_points())  # Python 3.11's SelectableGroups selects likewise
 
 

@@ -206,9 +206,9 @@ class _Comparison:
 
     def against(self, name: str, rival: str) -> Json:
         """Paired differences of one method to another."""
-        (score, held_out), (score_, held_out_) = self.got[name], self.got[rival]
-        watched = {key: _paired(values - held_out_[key]) for key, values in held_out.items()}
-        return {"name": rival, "score": _paired(score - score_), "held_out": watched}
+        mine, theirs = self.got[name], self.got[rival]
+        watched = {key: _paired(values - theirs[1][key]) for key, values in mine[1].items()}
+        return {"name": rival, "score": _paired(mine[0] - theirs[0]), "held_out": watched}
 
     def look(self, images: Image, cond: Cond, seconds: float, found: Found | None) -> _Seen:
         """Score one batch of delivered images; rewards outside the search do not count as its time."""

@@ -9,7 +9,7 @@ from PIL import Image
 from softdimo.errors import PluginError
 from softdimo.math.init import Init
 from softdimo.scoring import Scores, Weighted, decoder
-from softdimo.searching import SearchPieces, search
+from softdimo.searching import SearchPieces, _paired, search
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import Blobs, CountingTeacher, Painter, labels, rng
@@ -77,7 +77,7 @@ def test_more_compute_cannot_be_worse_and_gains_are_paired(tmp_path):
 
 
 def test_differences_at_equal_cost_are_paired(tmp_path):
-    """With best-of-N that the recipe has and with one that it has not; one condition at a time gives the same."""
+    """With best-of-N that the recipe has and with one that it has not."""
     _, rows = run(tmp_path, {"tteo": tteo(), "mine": BestOfN(n=20), "short": tteo(iterations=1)}, batch_size=20)
     for name, rival in (("tteo", "mine"), ("short", "best of 8, argmax")):
         against = rows[name]["against"]
@@ -94,6 +94,9 @@ def test_differences_at_equal_cost_are_paired(tmp_path):
     _, worse = run(tmp_path, {"long": tteo(iterations=1), "far": tteo(iterations=1, lr=1e-9)}, batch_size=20)
     still = worse["far"]["against"]["score"]
     assert still["lower"] > still["higher"] == 0, "two starts that stay where they are lose to eight"
+    found = _paired(torch.tensor([1.0, -1.0, 0.0, 4.0]))
+    assert (found["mean"], found["higher"], found["lower"]) == (1.0, 2, 1)
+    assert found["sem"] == pytest.approx((14 / 3) ** 0.5 / 2)
 
 
 def test_the_trace_is_the_best_so_far_and_ends_at_the_score(tmp_path):

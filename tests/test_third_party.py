@@ -117,10 +117,11 @@ def test_one_that_breaks_its_promise_is_named_when_it_runs(place, code, tmp_path
 @pytest.mark.parametrize(
     ("score", "told"),
     [
+        ("img.mean()", "one number per image"),
         ("(img - img.mean()).square().mean((1, 2, 3))", "other samples"),
         ("img.detach().mean((1, 2, 3))", "its graph is cut"),
     ],
-    ids=["mixes samples", "no gradient"],
+    ids=["one number for all", "mixes samples", "no gradient"],
 )
 def test_its_own_test_finds_what_breaks_the_contract(place, code, score, told):
     code.write_text(code.read_text().replace("img.mean((1, 2, 3))", score))

@@ -27,8 +27,8 @@ def search_part(folder: Folder) -> Html | None:
     gains = any(m.get("gain_mean") is not None for m in methods)
     rows = []
     for m in methods:
-        score = _spread(m, "score")
-        gain = [_spread(m, "gain")] if gains else []
+        score = _spread(m.get("score_mean"), m.get("score_sem"))
+        gain = [_spread(m.get("gain_mean"), m.get("gain_sem"))] if gains else []
         named = [(m.get("rewards") or {}, k) for k in several] + [(m.get("held_out") or {}, k) for k in held]
         rest = [number(float(values[k])) if k in values else "–" for values, k in named]
         seconds = number(float(m["seconds"])) if m.get("seconds") is not None else "–"
@@ -66,7 +66,13 @@ def _paired(methods: Sequence[Mapping[str, Any]]) -> Html | None:
         watched = {f"{key} (held out)": found for key, found in (against.get("held_out") or {}).items()}
         for what, found in ({"score": against["score"], **watched} if against else {}).items():
             rival = f"{m.get('name', '')} against {against.get('name', '')}"
-            cells = [rival, what, _spread(found, ""), f"{int(found['higher'])}", f"{int(found['lower'])}"]
+            cells = [
+                rival,
+                what,
+                _spread(found["mean"], found["sem"]),
+                f"{int(found['higher'])}",
+                f"{int(found['lower'])}",
+            ]
             rows.append(("", cells))
     heads = ["at equal cost", "", "paired difference", "conditions higher", "lower"]
     return table(heads, rows, "Paired with best of N at equal cost") if rows else None
@@ -115,13 +121,12 @@ def _finite(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _spread(m: Mapping[str, Any], key: str) -> Html:
-    """Mean with its standard error."""
-    mean, sem = (f"{key}_mean", f"{key}_sem") if key else ("mean", "sem")
-    if m.get(mean) is None:
+def _spread(mean: Any, sem: Any) -> Html:
+    """Mean with its standard error, where there are such."""
+    if mean is None:
         return tag("span", "–")
-    mean, _, bar = spread(float(m[mean]), float(m.get(sem) or 0)).partition(" ± ")
-    return tag("span", mean, tag("small", f"± {bar}") if bar else None)
+    told, _, bar = spread(float(mean), float(sem or 0)).partition(" ± ")
+    return tag("span", told, tag("small", f"± {bar}") if bar else None)
 
 
 def _method(m: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +34,14 @@ def test_light_commands_import_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"]])
 def test_light_commands_take_less_than_half_a_second(arguments):
-    """Processor time, the least of five: what a busy machine adds is the machine's."""
+    """Processor time, the median of five: the wall clock of a busy machine measures the machine."""
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert softdimo(*arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < BUDGET, seconds
+    assert statistics.median(seconds) < BUDGET, seconds
 
 
 def test_exit_code_and_no_traceback(tmp_path):

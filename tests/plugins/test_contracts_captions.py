@@ -110,7 +110,7 @@ def test_rewards():
 
 
 def test_log_odds():
-    """Those of p, up to the last p below 1 that single precision has; their order is that of p."""
+    """Those of p, up to p = 1 - 2^-23; there is a gradient below that."""
 
     class Told(torch.nn.Module):
         def score(self, img, cond):

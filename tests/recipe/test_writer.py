@@ -165,6 +165,7 @@ def test_smoke_is_small_and_valid(read, tmp_path):
     assert (recipe.eval.samples, recipe.eval.reference) == (8, 16)
     assert recipe.eval.batch_size <= recipe.eval.samples
     assert recipe.search.conditions == recipe.search.batch_size == 2
+    assert recipe.search.pool == 4
     assert [t.player.accumulate for t in recipe.train.terms] == [1, 1]
     assert recipe.eval.rows[1].sampler == Sampler(use="toy_sampler", steps=1)
     assert recipe.teacher == Teacher(use="toy_teacher", width=2)

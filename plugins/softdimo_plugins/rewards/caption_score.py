@@ -12,7 +12,7 @@ from softdimo.shapes import Image, PerSample
 from softdimo.spec import NetworkSpec, Spec, component
 
 NEAREST = 2.0**-23
-"""The least -log p that single precision tells from 0 after sums of several terms."""
+"""The spacing of single precision at 1: a smaller -log p is rounding."""
 
 
 class Scoring(Protocol):
@@ -34,7 +34,7 @@ class CaptionScore(Spec):
 
     odds: bool = False
     """log p - log(1 - p) in place of log p: of images that show their caption it still tells the better ones apart,
-    where log p is about 0 for all. At most 15.9 (p = 1 - 2^-23): single precision tells no larger p from 1."""
+    where log p is about 0 for all. At most 15.9, that of p = 1 - 2^-23: what is nearer to 1 is rounding."""
 
     def build(self, context: Context) -> CaptionScoreReward:
         """The reward, its network frozen and in evaluation mode. PluginError for networks that know no captions."""
