@@ -15,8 +15,9 @@ from published_loop import PublishedLoop
 from torch import nn
 from torch._functorch import config as functorch
 
-from softdimo import products, recipe
+from softdimo import recipe
 from softdimo.build import Components
+from softdimo.engine import products
 from softdimo.engine.algorithm import Distillation, Entry
 from softdimo.engine.ema import EMA
 from softdimo.engine.hardware import launch

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from softdimo import recipe
 from softdimo.build import Components
-from softdimo.check import Estimate, check
+from softdimo.cli.check import Estimate, check
 from softdimo.engine.hardware import launch
 from softdimo.engine.train import Training
 from softdimo.files import save_weights
 from softdimo.math.divergence import CLAMP, Divergence, surrogate
-from softdimo.memory import human
+from softdimo.memory.sizes import human
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LARGER = """\

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from softdimo.files import write_json
-from softdimo.folder import environment
+from softdimo.runs.folder import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,8 +21,8 @@ from provenance import provenance, write_result
 from softdimo import recipe
 from softdimo.build import Components
 from softdimo.math.rollout import start
-from softdimo.memory import human
-from softdimo.scoring import Scores, Weighted, decoder
+from softdimo.memory.sizes import human
+from softdimo.search.scoring import Scores, Weighted, decoder
 from softdimo_plugins.rewards.clip_score import ClipScore
 from softdimo_plugins.search.tteo import TTEO
 

@@ -44,8 +44,8 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from softdimo import products
-from softdimo.memory import human, slow_in_bf16
+from softdimo.engine import products
+from softdimo.memory.sizes import human, slow_in_bf16
 
 GROWTH: dict[str, dict[str, int]] = {
     "batch 1": {"batch": 1},
@@ -103,7 +103,7 @@ def versus(rows: dict[str, dict[str, Any]], yardstick: str) -> None:
 def product_rate(job: Job, dtype: torch.dtype, times: int = 5) -> float:
     """FLOP per second of a block's four matrix products, there and back, at the job's number of rows.
 
-    By the library that is faster on this processor (`softdimo/products.py`).
+    By the library that is faster on this processor (`softdimo/engine/products.py`).
     """
     one_dnn = dtype == torch.float32 and products.worthwhile()
     product = products.product if one_dnn else linear

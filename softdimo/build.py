@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from softdimo import products
-from softdimo.cursor import Tokenized
-from softdimo.encodings import Encodings, identity
+from softdimo.engine import products
 from softdimo.errors import DataError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights
+from softdimo.inputs.cursor import Tokenized
+from softdimo.inputs.encodings import Encodings, identity
+from softdimo.inputs.prompted import Prompted
 from softdimo.kinds import (
     Context,
     Data,
@@ -29,7 +30,6 @@ from softdimo.kinds import (
     Tokenizer,
     TokenShape,
 )
-from softdimo.prompted import Prompted
 from softdimo.recipe.model import Recipe, Train
 from softdimo.spec import LossSpec, NetworkSpec, RecipeRef, Spec, Weights
 from softdimo.weights import download

@@ -18,17 +18,17 @@ from torch import nn
 
 from softdimo import __version__
 from softdimo.build import PRODUCT, Components
-from softdimo.encodings import Encodings
 from softdimo.errors import CheckpointError, PluginError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights, write_text, writing
-from softdimo.folder import RECIPE
 from softdimo.generator import Generator, place
+from softdimo.inputs.encodings import Encodings
 from softdimo.kinds import Data, ImageShape, Sampler, Source, Teacher, TextEncoder, Tokenizer
-from softdimo.lineage import cache_folder, cached, open_run
 from softdimo.math.digest import digest_module
 from softdimo.math.init import Init
 from softdimo.math.schedules import Schedule
 from softdimo.recipe import Recipe
+from softdimo.runs.folder import RECIPE
+from softdimo.runs.lineage import cache_folder, cached, open_run
 from softdimo.spec import NetworkSpec, Settings, Spec, component
 
 FORMAT = "1"

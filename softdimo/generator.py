@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from softdimo.encodings import Encodings
 from softdimo.errors import DataError
+from softdimo.inputs.encodings import Encodings
 from softdimo.kinds import NULL_LABEL, Cond, ImageShape, Sampler, Teacher, Tokenizer, TokenShape
 from softdimo.math.init import Init
 from softdimo.math.rollout import categorical, start

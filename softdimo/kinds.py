@@ -318,7 +318,7 @@ class Data(ABC):
 
     def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Cursor:
         """Shuffled batches of the training split, the same for the same seed; each rank gets its share."""
-        from softdimo.cursor import Shuffled
+        from softdimo.inputs.cursor import Shuffled
 
         return Shuffled(self.source("train"), batch_size, seed, rank, world)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from softdimo import jobs, measure
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components
 from softdimo.engine.algorithm import Algorithm
@@ -21,12 +20,13 @@ from softdimo.engine.hardware import launch, one_voice
 from softdimo.engine.train import Training, with_weights
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError
 from softdimo.files import sweep, write_json, write_text
-from softdimo.folder import LOCK, RECIPE, RunFolder
-from softdimo.lineage import CACHE, cache_name, training_hash
-from softdimo.memory import slow_in_bf16
-from softdimo.ranks import Ranks
+from softdimo.memory.sizes import slow_in_bf16
 from softdimo.recipe import Loaded
-from softdimo.sheets import COLUMNS, FEW, Sheets
+from softdimo.runs import jobs, measure
+from softdimo.runs.folder import LOCK, RECIPE, RunFolder
+from softdimo.runs.lineage import CACHE, cache_name, training_hash
+from softdimo.runs.ranks import Ranks
+from softdimo.runs.sheets import COLUMNS, FEW, Sheets
 
 Say = Callable[[str], None]
 

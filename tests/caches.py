@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from softdimo import recipe as recipes
-from softdimo import tokenize
 from softdimo.build import Components
 from softdimo.files import save_weights
+from softdimo.inputs import tokenize
+from softdimo.inputs.shards import Index
 from softdimo.kinds import Context, ImageShape
 from softdimo.recipe import Loaded
-from softdimo.shards import Index
 from softdimo_plugins.data.tokens import Tokens
 
 BLANK = Context(ImageShape(1, 1, 1), (), print)

@@ -5,6 +5,7 @@ Both are killed, stopped and starved like any other; a fork only saves the secon
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,13 @@ _FORKS.set_forkserver_preload([
     "softdimo_plugins.rewards.class_log_prob", "softdimo_plugins.metrics.accuracy",
     "softdimo_plugins.search.best_of_n", "torch._dynamo",
 ])  # fmt: skip
+
+
+def forks() -> multiprocessing.context.ForkServerContext:
+    """What starts processes. Its server imports from where it is started: here, whatever folder a test is in."""
+    with contextlib.chdir(Path(__file__).parents[1]):
+        forkserver.ensure_running()
+    return _FORKS
 
 
 @dataclass
@@ -82,7 +91,7 @@ def start(
         with output.open("w") as file:
             command = [sys.executable, "-m", "softdimo", *words]
             return Command(subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | given), output)
-    process = _FORKS.Process(target=_run, args=(words, str(output), prelude, given))
+    process = forks().Process(target=_run, args=(words, str(output), prelude, given))
     output.touch()
     process.start()
     return Command(process, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -15,9 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.forked import Command, start
-
-FORKS = multiprocessing.get_context("forkserver")  # that of `tests.forked`, which has imported everything
+from tests.forked import Command, forks, start
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -52,7 +49,7 @@ def run(world: int, function: Callable[..., Any], *arguments: object, seconds: f
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(world)]
         processes = [
-            FORKS.Process(target=_work, args=(environment(r, world, port), str(files[r]), function, arguments))
+            forks().Process(target=_work, args=(environment(r, world, port), str(files[r]), function, arguments))
             for r in range(world)
         ]
         for process in processes:

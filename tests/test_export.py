@@ -15,7 +15,7 @@ import softdimo
 from softdimo.build import PRODUCT
 from softdimo.errors import CheckpointError, DataError, PluginError, WeightsError
 from softdimo.export import export
-from softdimo.lineage import ancestry
+from softdimo.runs.lineage import ancestry
 from tests.report.fake import evaluation, write_json
 from tests.tiny import finished
 

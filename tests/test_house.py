@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"softdimo": ROOT / "softdimo", "softdimo_plugins": ROOT / "plugins/softdimo_plugins"}
 TOP = {"pyproject.toml", "README.md", "LICENSE", "softdimo", "plugins", "recipes", "benchmarks", "tests"}
-FOR_PLUGINS = ("spec", "shapes", "kinds", "errors", "cursor", "shards", "math", "weights")
+FOR_PLUGINS = ("spec", "shapes", "kinds", "errors", "inputs.cursor", "inputs.shards", "math", "weights")
 LINES = 350
 
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 import softdimo
 from softdimo import recipe as recipes
 from softdimo import run
-from softdimo.check import check
+from softdimo.cli.check import check
+from softdimo.cli.drawing import sample
+from softdimo.cli.explain import explain
 from softdimo.cli.main import main
-from softdimo.drawing import sample
 from softdimo.errors import DataError, Interrupted, PluginError, RecipeError, WeightsError
-from softdimo.explain import explain
 from softdimo.export import export
 from softdimo.recipe.schema import json_schema
 from softdimo.report.card import card

@@ -16,7 +16,7 @@ from benchmarks.parity_checks.case import RELATIVE, Case
 from benchmarks.parity_checks.class_conditional import sequence, tokens_and_classes
 from benchmarks.parity_checks.maskgit import Given
 from softdimo import recipe
-from softdimo.explain import explain
+from softdimo.cli.explain import explain
 from softdimo.kinds import Cond, Teacher
 from softdimo.math.masking import apply_mask
 from softdimo.math.rollout import Roll

@@ -23,9 +23,9 @@ from softdimo.engine.algorithm import Distillation
 from softdimo.engine.train import Training
 from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsError, WriteError
 from softdimo.files import read_weights, sha256, write_json
-from softdimo.folder import RunFolder
-from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
+from softdimo.runs.folder import RunFolder
+from softdimo.runs.lineage import cache_name, training_hash
 from tests import tiny
 
 ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")
@@ -105,7 +105,7 @@ def test_measuring_keeps_the_record_of_the_training(
     write_json(run / "eval.json", table | {"rows": table["rows"][:-1]})
     (run / "search.json").unlink()
     recipe = recipes.load(run).recipe
-    monkeypatch.setattr("softdimo.folder.__version__", "9.9")
+    monkeypatch.setattr("softdimo.runs.folder.__version__", "9.9")
     measured = recipes.load(run, (*ALONE, "train.log_every=1", "eval.batch_size=8"))
     running.eval_only(measured)
     running.search_only(measured)

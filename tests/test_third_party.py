@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from softdimo.scaffold import scaffold
+from softdimo.cli.scaffold import scaffold
 
 ROOT = Path(__file__).parents[1]
 RECIPE = f"""\

@@ -10,9 +10,9 @@ import torch
 from softdimo import recipe as recipes
 from softdimo.build import PRODUCT, Components
 from softdimo.files import save_weights
-from softdimo.folder import RunFolder
-from softdimo.lineage import cache_name, training_hash
 from softdimo.recipe import Loaded
+from softdimo.runs.folder import RunFolder
+from softdimo.runs.lineage import cache_name, training_hash
 
 TOKENIZER = """\
 title: Tiny tokenizer

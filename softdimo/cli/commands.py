@@ -108,7 +108,7 @@ def check(
 ) -> None:
     """Validate a recipe, build its networks, and estimate memory, without training."""
     loaded = _load(recipe, overrides, smoke, threads, device)
-    from softdimo.check import check as check_recipe
+    from softdimo.cli.check import check as check_recipe
 
     check_recipe(loaded)
 
@@ -128,7 +128,7 @@ def tokenize(
 ) -> None:
     """Encode a recipe's images with its tokenizer, once, for the data set `tokens`; goes on where it was stopped."""
     loaded = _load(recipe, [*(overrides or ()), *(["data.mirror=true"] if mirror else [])], False, threads, device)
-    from softdimo.tokenize import tokenize as tokenize_recipe
+    from softdimo.inputs.tokenize import tokenize as tokenize_recipe
 
     index = tokenize_recipe(loaded, out, verify=verify, batch_size=batch_size, shard_size=shard_size)
     counts = " and ".join(f"{split.count} {name.replace('_', ' ')}" for name, split in index.splits.items())
@@ -138,7 +138,7 @@ def tokenize(
 def explain(recipe: Recipe, overrides: Overrides = None, smoke: Smoke = False) -> None:
     """Say what a recipe optimizes, as equations, and what each step costs."""
     loaded = _load(recipe, overrides, smoke)
-    from softdimo.explain import explain as explain_recipe
+    from softdimo.cli.explain import explain as explain_recipe
 
     typer.echo(explain_recipe(loaded))
 
@@ -170,8 +170,8 @@ def sample(
     device: Where = None,
 ) -> None:
     """Draw images from a run's student (or teacher), or from an exported model."""
-    from softdimo.drawing import sample as draw
-    from softdimo.wanted import read_prompts
+    from softdimo.cli.drawing import sample as draw
+    from softdimo.search.wanted import read_prompts
 
     texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
     draw(run, labels=_split(labels), n=n, seed=seed, out=out, device=device.value if device else "auto", prompts=texts)
@@ -232,7 +232,7 @@ def search(
     """
     prompts = list(prompt or ())
     if prompts_file is not None:
-        from softdimo.wanted import read_prompts
+        from softdimo.search.wanted import read_prompts
 
         prompts += read_prompts(prompts_file)
     if not (labels or prompts):
@@ -245,7 +245,7 @@ def search(
 
         search_only(loaded, out)
         return
-    from softdimo.find import find
+    from softdimo.cli.find import find
 
     find(
         model, _split(labels), prompts, out, [*(overrides or ()), *_hardware(threads, device)], section=section,
@@ -272,7 +272,7 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another run folder.", show_default=False)],
 ) -> None:
     """Show how two runs differ: settings, versions, metrics, search."""
-    from softdimo.compare import compare as compare_runs
+    from softdimo.cli.compare import compare as compare_runs
 
     compare_runs(a, b)
 
@@ -317,7 +317,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a plugin package of your own: entry point, module, contract test."""
-    from softdimo.scaffold import scaffold
+    from softdimo.cli.scaffold import scaffold
 
     folder = scaffold(kind.value, name, out)
     typer.echo(f"wrote {folder}\nnext: pip install -e {folder} && pytest {folder}")

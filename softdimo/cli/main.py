@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from softdimo import API_VERSION, __version__
 from softdimo.cli import commands, plugins
-from softdimo.crash import explain, let_rank_zero_speak, sigterm_as_ctrl_c
+from softdimo.cli.crash import explain, let_rank_zero_speak, sigterm_as_ctrl_c
 from softdimo.errors import Elsewhere, Interrupted
 
 CODES = (

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 
 from softdimo.build import PRODUCT, Components, fill, learns_from_tokens, locate, needs_weights
-from softdimo.cursor import Conditions
 from softdimo.engine import fit
 from softdimo.engine.algorithm import Algorithm, Distillation, Entry
 from softdimo.engine.ema import EMA
@@ -24,6 +23,7 @@ from softdimo.engine.rng import seed_all
 from softdimo.engine.sharding import shard, whole
 from softdimo.errors import DataError, RecipeError, WeightsError
 from softdimo.files import load_strict, read_weights, save_weights
+from softdimo.inputs.cursor import Conditions
 from softdimo.kinds import Cursor, Data, Features, Teacher, Term, Tokenizer
 from softdimo.recipe.model import Train
 from softdimo.spec import Spec

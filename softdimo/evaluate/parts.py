@@ -16,7 +16,7 @@ from softdimo.errors import CheckpointError
 from softdimo.evaluate.rows import Stream
 from softdimo.files import read_weights, save_weights
 from softdimo.kinds import Metric
-from softdimo.ranks import Ranks
+from softdimo.runs.ranks import Ranks
 
 EVERY = 120.0
 """Seconds of measuring that a killed process may lose; what is seen meanwhile is one file, of 12 kB an image where

@@ -13,7 +13,7 @@ from torch import Tensor
 from softdimo.errors import DataError, RecipeError
 from softdimo.kinds import Batch, Cond, Data, Metric, Sampler, Source, Teacher, Tokenizer
 from softdimo.math.digest import seed_of
-from softdimo.ranks import ALONE, Ranks
+from softdimo.runs.ranks import ALONE, Ranks
 from softdimo.shapes import Image
 
 Progress = Callable[[str, int, int], None]

@@ -41,7 +41,7 @@ from softdimo.evaluate.rows import (
 from softdimo.files import write_json
 from softdimo.kinds import Metric, Sampler
 from softdimo.math.digest import digest_json, digest_module, seed_of
-from softdimo.ranks import ALONE, Ranks
+from softdimo.runs.ranks import ALONE, Ranks
 
 Json = dict[str, Any]
 Judges = Mapping[str, Metric]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from softdimo.memory import slow_in_bf16
+from softdimo.memory.sizes import slow_in_bf16
 from softdimo.recipe.model import Recipe, Row, Start
 from softdimo.spec import Player, Settings, Spec
 

@@ -108,7 +108,7 @@ class Folder:
 
         They are found by the content of the recipes; where those are gone, by name, if only one run has that name.
         """
-        from softdimo.lineage import ancestry
+        from softdimo.runs.lineage import ancestry
 
         try:
             found = [Stage(Folder(path), made) for path, made in ancestry(self.path)]

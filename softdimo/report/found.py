@@ -12,7 +12,7 @@ from typing import Any
 from softdimo.errors import CheckpointError
 from softdimo.files import write_json, write_text
 from softdimo.report.found_page import page
-from softdimo.winners import CONDITIONS, RESULT, read_result
+from softdimo.search.winners import CONDITIONS, RESULT, read_result
 
 Json = dict[str, Any]
 RECORD, SCORES, TRACES, PAGE = "search.json", "scores.csv", "traces.csv", "report.html"

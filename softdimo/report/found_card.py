@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from softdimo.report.html import Html, details, tag
 from softdimo.report.scale import number
 from softdimo.report.svg import Series, chart
-from softdimo.winners import CONDITIONS
+from softdimo.search.winners import CONDITIONS
 
 Json = dict[str, Any]
 STEPS = 8

@@ -15,7 +15,7 @@ from softdimo.report.page import document
 from softdimo.report.scale import number, spread
 from softdimo.report.searched import FORWARD, SOURCE
 from softdimo.report.sections import part
-from softdimo.winners import CONDITIONS
+from softdimo.search.winners import CONDITIONS
 
 Json = dict[str, Any]
 BUDGET = 32_000_000

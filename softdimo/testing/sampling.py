@@ -12,7 +12,7 @@ from torch import Tensor
 from softdimo.errors import PluginError
 from softdimo.kinds import Cond, Context, Found, Output, Sampler, Search, Teacher
 from softdimo.math.rollout import start
-from softdimo.scoring import decoder
+from softdimo.search.scoring import decoder
 from softdimo.testing.claims import labels, left_alone, near, need, no_global_randomness, rng
 
 MANY = 2000

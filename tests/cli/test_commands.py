@@ -57,7 +57,7 @@ def test_run(recipe, spy):
 
 def test_tokenize(recipe, spy, capsys):
     splits = {"train": SimpleNamespace(count=9), "held_out": SimpleNamespace(count=1)}
-    seen = spy("softdimo.tokenize.tokenize", SimpleNamespace(splits=splits))
+    seen = spy("softdimo.inputs.tokenize.tokenize", SimpleNamespace(splits=splits))
     assert main(["tokenize", str(recipe), "--out", "x"]) == 0
     assert "x holds the tokens of 9 train and 1 held out images" in capsys.readouterr().out
     full = ["data={use: animals}", "seed=3", "--mirror", "--verify", "--batch-size", "2", "--shard-size", "5"]
@@ -78,7 +78,7 @@ def test_sections(recipe, spy):
 
 
 def test_search_for_conditions(recipe, spy, capsys):
-    seen = spy("softdimo.find.find", Path("x"))
+    seen = spy("softdimo.cli.find.find", Path("x"))
     Path("prompts.txt").write_text("a fox\n\nan owl\n")
     assert main(["search", "model", "--labels", "cat, 2", "-l", "dog"]) == 0
     full = ["--prompt", "a cat, with a hat", "-p", "a cow", "--prompts-file", "prompts.txt", "--with", "s.yaml",
@@ -98,21 +98,21 @@ def test_search_for_conditions(recipe, spy, capsys):
     }  # fmt: skip
     assert main(["search", "model", "--prompts-file", "none.txt"]) == 3
     assert "cannot read the prompts of none.txt" in capsys.readouterr().err
-    spy("softdimo.find.find", Interrupted("stopped; x keeps what is done"))
+    spy("softdimo.cli.find.find", Interrupted("stopped; x keeps what is done"))
     assert main(["search", "model", "-l", "cat"]) == 130
 
 
 def test_check_and_explain(recipe, spy, capsys):
-    seen = spy("softdimo.check.check")
+    seen = spy("softdimo.cli.check.check")
     assert main(["check", str(recipe), "seed=2", "--smoke"]) == 0
     assert seen.calls[0].loaded.smoke
-    spy("softdimo.explain.explain", "L = -E[log p] [bold]\n")
+    spy("softdimo.cli.explain.explain", "L = -E[log p] [bold]\n")
     assert main(["explain", str(recipe)]) == 0
     assert "L = -E[log p] [bold]" in capsys.readouterr().out
 
 
 def test_models(recipe, spy, capsys):
-    seen = spy("softdimo.drawing.sample", Path("a.png"))
+    seen = spy("softdimo.cli.drawing.sample", Path("a.png"))
     assert main(["sample", "runs/x"]) == 0
     assert main(["sample", "runs/x", "-l", "cat, 2", "--labels", "dog", "-n", "3", "--seed", "5", "-o", "a.png"]) == 0
     assert vars(seen.calls[0]) | {"where": 0} == {
@@ -131,7 +131,7 @@ def test_models(recipe, spy, capsys):
     seen = spy("softdimo.export.export", Path("e"))
     assert main(["export", "runs/x", "--out", "e"]) == 0
     assert (seen.calls[0].run, seen.calls[0].out) == (Path("runs/x"), Path("e"))
-    seen = spy("softdimo.compare.compare")
+    seen = spy("softdimo.cli.compare.compare")
     assert main(["compare", "a", "b"]) == 0
     assert (seen.calls[0].a, seen.calls[0].b) == (Path("a"), Path("b"))
 

@@ -21,8 +21,8 @@ from softdimo.engine.sharding import whole
 from softdimo.engine.train import Training
 from softdimo.errors import Interrupted
 from softdimo.kinds import Batch, Cond
-from softdimo.lineage import cache_name
-from softdimo.ranks import Ranks
+from softdimo.runs.lineage import cache_name
+from softdimo.runs.ranks import Ranks
 from tests import tiny
 
 CPU = ("hardware.accelerator=cpu", "hardware.threads=1")

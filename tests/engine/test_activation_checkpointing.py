@@ -19,8 +19,8 @@ from softdimo.engine.recompute import recompute
 from softdimo.engine.train import Training
 from softdimo.errors import RecipeError
 from softdimo.files import save_weights
-from softdimo.imitation import Live
 from softdimo.kinds import Batch, Cond, Context, Teacher
+from softdimo.memory.imitation import Live
 from softdimo.testing import TinyTeacher, TinyTokenizer
 from softdimo_plugins.lora import Lora
 from softdimo_plugins.losses.dimo import DiMO

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from softdimo import recipe as recipes
 from softdimo import run
-from softdimo.check import check
+from softdimo.cli.check import check
 from softdimo.errors import DataError
 from softdimo.kinds import Context, ImageShape
 from softdimo_plugins.data.labels import Labels

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softdimo import shards, tokenize
 from softdimo.build import Components
 from softdimo.errors import DataError
+from softdimo.inputs import shards, tokenize
 from softdimo.testing import check_data
 from tests.caches import BLANK, TRAIN, loaded, make, parts, read, write
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from softdimo.build import locate, unavailable
 from softdimo.errors import PluginError, RecipeError, WeightsError
 from softdimo.files import save_weights
-from softdimo.imitation import Imitation, Live
 from softdimo.kinds import Context, ImageShape, TokenShape
+from softdimo.memory.imitation import Imitation, Live
 from softdimo_plugins.teachers.meissonic import Meissonic
 from softdimo_plugins.tokenizers.meissonic import MeissonicVQ
 from tests.helpers import rng

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from softdimo.imitation import Imitation, Live
+from softdimo.memory.imitation import Imitation, Live
 from softdimo_plugins import mixtures
 from softdimo_plugins.mixtures import expected
 

@@ -10,8 +10,8 @@ import torch
 
 from softdimo import recipe, run
 from softdimo.build import Components, needs_weights
+from softdimo.cli.explain import explain
 from softdimo.errors import PluginError, RecipeError
-from softdimo.explain import explain
 from softdimo.export import load
 from softdimo.kinds import Cond, Context, ImageShape, TokenShape
 from softdimo.math.guidance import Guidance, guided_logits

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softdimo import memory
+from softdimo.memory import sizes
 from softdimo.recipe import Recipe, content_hash, distributions, dump, load, load_ref, settings_hash, smoke
 from tests.recipe.toy import STUDENT, Data, Sampler, Search, Teacher, Tokenizer
 
@@ -198,8 +198,8 @@ def test_which_processors_are_slow_in_bf16(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda kernels=kernels: kernels)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert memory.slow_in_bf16("auto") == memory.slow_in_bf16("cpu") == (not kernels)
-        assert not memory.slow_in_bf16("cuda")
+        assert sizes.slow_in_bf16("auto") == sizes.slow_in_bf16("cpu") == (not kernels)
+        assert not sizes.slow_in_bf16("cuda")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert not memory.slow_in_bf16("auto")
-        assert memory.slow_in_bf16("cpu") == (not kernels)
+        assert not sizes.slow_in_bf16("auto")
+        assert sizes.slow_in_bf16("cpu") == (not kernels)

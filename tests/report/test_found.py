@@ -14,14 +14,14 @@ from PIL import Image
 from softdimo.report import found_page
 from softdimo.report.found import publish, record
 from softdimo.report.found_card import LARGEST, thinned, thumbnail
-from softdimo.scoring import Scores, Weighted
-from softdimo.wanted import of_labels
+from softdimo.search.scoring import Scores, Weighted
+from softdimo.search.wanted import of_labels
 from softdimo_plugins.search.best_of_n import BestOfN
 from softdimo_plugins.search.tteo import TTEO
 from tests.helpers import CLASSES
 from tests.report.test_page import EVIL, Page
-from tests.test_scoring import Bright, Deep
-from tests.test_winners import ABOUT, searcher
+from tests.search.test_scoring import Bright, Deep
+from tests.search.test_winners import ABOUT, searcher
 
 ASKED = of_labels(["ant", "cow", "ant"], CLASSES)
 

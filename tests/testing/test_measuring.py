@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from softdimo import testing
-from softdimo.cursor import Shuffled
+from softdimo.inputs.cursor import Shuffled
 from softdimo.kinds import Batch, Cond, Data, ImageShape, Metric
 from softdimo_plugins.features.cnn import CNN
 from softdimo_plugins.metrics.inception_score import InceptionScore

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from softdimo import cursor
 from softdimo.errors import DataError
+from softdimo.inputs.cursor import Labels as Stream
 from softdimo.kinds import Batch, Cond, Context, Data, ImageShape
 from softdimo.spec import Spec
 from softdimo_plugins.data.classes import Classes, class_names
@@ -51,9 +51,9 @@ class LabelData(Data):
             raise DataError(f"no split {split!r}; this data set has train and held_out")
         return LabelSource(len(self.classes))
 
-    def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> cursor.Labels:
+    def stream(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Labels without end, uniform over the classes or balanced."""
-        return cursor.Labels(len(self.classes), batch_size, seed, rank, world, self.balanced)
+        return Stream(len(self.classes), batch_size, seed, rank, world, self.balanced)
 
     def fingerprint(self) -> str:
         """The number of classes is all there is to know."""

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from softdimo.errors import DataError
+from softdimo.inputs.shards import INDEX, Index, ShardSource, read_index, refuse_another, verify_files
 from softdimo.kinds import Batch, Cond, Context, Data, ImageShape, Source, Tokenizer, TokenShape
-from softdimo.shards import INDEX, Index, ShardSource, read_index, refuse_another, verify_files
 from softdimo.spec import LocalPath, Spec
 from softdimo_plugins.data.classes import IMAGENET, Classes, class_names
 

@@ -1,0 +1,1 @@
+"""What a run will hold, computed before it starts."""

@@ -1,0 +1,1 @@
+"""Test-time search: from input embeddings to scored images, methods side by side."""
