@@ -100,6 +100,17 @@ def test_frechet_is_invariant_to_rotations_and_shifts_and_scales_with_the_square
     assert abs(measure(FrechetMetric(Identity()), x, x)["fd"]) < 1e-8
 
 
+@pytest.mark.parametrize("generated", [2, 5, 11, 12, 13])
+@pytest.mark.parametrize("real", [4, 40])
+def test_frechet_of_few_images_is_that_of_their_covariances(real, generated):
+    x, y = points(real, 12, 1), points(generated, 12, 2) * 2 + 1
+    moments = []
+    for each in (x, y):
+        moments += each.double().mean(0), each.double().T.cov()
+    found = measure(FrechetMetric(Identity()), x, y, batch=5)["fd"]
+    assert found == pytest.approx(frechet_distance(*moments), rel=1e-6)
+
+
 def test_frechet_says_when_there_are_too_few_images():
     metric = FrechetMetric(Identity())
     measure(metric, points(50, 8), points(8, 8))

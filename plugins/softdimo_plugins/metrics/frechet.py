@@ -36,18 +36,23 @@ class Frechet(FeatureMetricSpec):
 
 
 class Moments:
-    """Running mean and scatter of features in float64 (Chan's pairwise update, so no cancellation)."""
+    """Running mean and scatter of features in float64 (Chan's pairwise update, so no cancellation).
+
+    Features themselves are kept as long as there are no more of them than a feature has numbers.
+    """
 
     def __init__(self) -> None:
         self.n = 0
         self._mean = torch.zeros(())
         self._scatter = torch.zeros(())
+        self._few: list[Tensor] = []
 
     def add(self, x: Float[Tensor, "B F"]) -> None:
         """Add a batch."""
         if not len(x):
             return
         x = (x.cpu() if x.device.type == "mps" else x).double()
+        self._few = [*self._few, x] if self.n + len(x) <= x.shape[1] else []
         mean = x.mean(0)
         scatter = (x - mean).T @ (x - mean)
         if self.n == 0:
@@ -65,6 +70,10 @@ class Moments:
             raise DataError(f"a covariance needs at least 2 images, there are {self.n}; raise `eval.samples`")
         return self._mean, self._scatter / (self.n - 1)
 
+    def factor(self) -> Float[Tensor, "n F"] | None:
+        """A with covariance A^T A, where that is singular: one row for each image."""
+        return (torch.cat(self._few) - self._mean) / (self.n - 1) ** 0.5 if self._few else None
+
 
 def matrix_sqrt(c: Float[Tensor, "F F"]) -> Float[Tensor, "F F"]:
     """Symmetric root of a positive semi-definite matrix by eigendecomposition; rounding below 0 counts as 0."""
@@ -80,12 +89,17 @@ def frechet_distance(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor, root1: Tens
     matrix root this stays real and accurate for singular covariances.
     """
     root1 = matrix_sqrt(c1) if root1 is None else root1
-    cross = torch.linalg.eigvalsh(root1 @ c2 @ root1).clamp_min(0).sqrt().sum()
+    return _distance(m1, c1, m2, c2, root1 @ c2 @ root1)
+
+
+def _distance(m1: Tensor, c1: Tensor, m2: Tensor, c2: Tensor, product: Tensor) -> float:
+    """From a symmetric matrix with the eigenvalues of C1 C2; zeros may lack."""
+    cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
     return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross)
 
 
 class FrechetMetric(FeatureMetric):
-    """Collects moments only; images and features are not kept."""
+    """Collects moments; images are not kept, nor are features once there are many."""
 
     formula = "frechet/1 unbiased-covariance float64"
 
@@ -138,6 +152,9 @@ class FrechetMetric(FeatureMetric):
     def _result(self) -> dict[str, float]:
         m2, c2 = self._fake.gaussian()
         m1, c1 = (x.to(m2.device) for x in self._gaussian())
+        few = self._fake.factor()
+        if few is not None:  # C2 = A^T A, and A C1 A^T is small
+            return {"fd": _distance(m1, c1, m2, c2, few @ c1 @ few.T)}
         self._root = matrix_sqrt(c1) if self._root is None else self._root
         return {"fd": frechet_distance(m1, c1, m2, c2, self._root)}
 
