@@ -69,6 +69,16 @@ class PublicTransformer(PublicSpec):
         super().load_weights(module, path)
 
 
+class PublicPyramid(PublicSpec):
+    """A published autoencoder of convolutions at several resolutions."""
+
+    blocks: int
+
+    def smoke(self) -> Self:
+        """One residual block at each resolution, with random weights instead of a file's; all else keeps its size."""
+        return super().smoke().model_copy(update={"blocks": 1})
+
+
 def same_heads(model: str, setting: str, size: tuple[int, int], ours: int, theirs: int, path: Path) -> None:
     """WeightsError where the recipe's `setting` differs from the heads of a file that was not made here."""
     if theirs != ours and not made_here(path):

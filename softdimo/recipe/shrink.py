@@ -10,11 +10,11 @@ from softdimo.recipe.model import Recipe, Row, Start
 from softdimo.spec import Player, Settings, Spec
 
 Path = tuple[str | int, ...]
-SHARE = 4
-"""Samples of a row and seed in a tiny table: the tokenizer that decodes them is as large as any."""
+SHARE = 2
+"""Samples of a row and seed in a tiny table: the tokenizer that decodes them is nearly as large as any."""
 POOL = 4
 """Random starts that the units of several rewards are measured on."""
-REFERENCE = 16
+REFERENCE = 8
 """Real images in it."""
 
 
@@ -45,7 +45,7 @@ def rewrite(value: Any, change: Callable[[Settings], Settings]) -> Any:
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """Two iterations, two seeds, four samples of each, two values of a sweep, two conditions of a search.
+    """Two iterations of two samples, two seeds, two samples of each, two values of a sweep, two conditions of a search.
 
     A processor without instructions for bf16 computes in float32. Components shrink by their own `Spec.smoke`. Where
     the teacher leaves out its file of weights, whose sizes are not its own any more, students leave out theirs.
@@ -59,7 +59,7 @@ def smoke(recipe: Recipe) -> Recipe:
         update["train"] = small.train.model_copy(
             update={
                 "iterations": min(2, small.train.iterations),
-                "batch_size": min(4, small.train.batch_size),
+                "batch_size": min(2, small.train.batch_size),
                 "start": start.model_copy(update={"lead": min(1, start.lead)}),
                 "log_every": 1,
                 "sample_every": min(2, small.train.iterations),

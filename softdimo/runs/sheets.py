@@ -20,7 +20,7 @@ from softdimo.shapes import Image, Probs, Tokens
 
 Averaged = Callable[[], AbstractContextManager[None]]
 """Inside it, the network in training has its averaged weights."""
-COLUMNS, FEW = 10, 2
+COLUMNS, FEW = 10, 1
 """Of a sheet, and of a tiny run's, whose tokenizer may be as large as any."""
 SEED = 20250917
 """Seed of the sheets' noise; not that of the run, whose streams they must not touch."""

@@ -161,8 +161,8 @@ def test_smoke_is_small_and_valid(read, tmp_path):
     loaded = load(_file(tmp_path), smoke=True)
     recipe = loaded.recipe
     assert loaded.smoke
-    assert (recipe.train.iterations, recipe.train.batch_size, recipe.eval.seeds) == (2, 4, (0, 1))
-    assert (recipe.eval.samples, recipe.eval.reference) == (8, 16)
+    assert (recipe.train.iterations, recipe.train.batch_size, recipe.eval.seeds) == (2, 2, (0, 1))
+    assert (recipe.eval.samples, recipe.eval.reference) == (4, 8)
     assert recipe.eval.batch_size <= recipe.eval.samples
     assert recipe.search.conditions == recipe.search.batch_size == 2
     assert recipe.search.pool == 4

@@ -15,7 +15,7 @@ from softdimo.math.precision import wide
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.bits import classes, expected, signs
-from softdimo_plugins.public import PublicSpec
+from softdimo_plugins.public import PublicPyramid
 
 NORM_GROUPS, EPS = 32, 1e-6
 """Of every group norm."""
@@ -33,7 +33,7 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }
 
 
-class MaskBitLFQ(PublicSpec):
+class MaskBitLFQ(PublicPyramid):
     """Convolutions and residual blocks without attention; K bits a token, in G groups of V = 2^(K/G) classes."""
 
     published: ClassVar[Published] = Published(

@@ -18,6 +18,7 @@ from softdimo.shapes import Image, Probs, Tokens
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.diffusers_files import DiffusersSpec, needing_diffusers
 from softdimo_plugins.mixtures import expected
+from softdimo_plugins.public import PublicPyramid
 from softdimo_plugins.tokenizers.codebook import nearest_code
 
 Count = Annotated[int, Field(ge=1)]
@@ -41,7 +42,7 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }
 
 
-class MeissonicVQ(DiffusersSpec):
+class MeissonicVQ(DiffusersSpec, PublicPyramid):
     """Residual blocks at five resolutions on either side of a learned codebook. Decoding ignores the condition."""
 
     published: ClassVar[Published] = Published("Meissonic's VQ-VAE", sizes)

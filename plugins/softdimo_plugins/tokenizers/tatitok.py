@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -103,14 +103,22 @@ class TATiTok(PublicSpec):
 
     def build(self, context: Context) -> TATiTokTokenizer:
         """The tokenizer for the images of `context`, with fresh weights."""
-        for side, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for side, tower in self._towers():
             if tower.width % tower.heads:
                 raise RecipeError(f"{side}.heads: {tower.heads} does not divide {side}.width: {tower.width}")
         return TATiTokTokenizer(self, context.image)
 
+    def smoke(self) -> Self:
+        """Two blocks on either side, with random weights instead of a file's; all else keeps its size."""
+        few = {side: tower.model_copy(update={"depth": min(2, tower.depth)}) for side, tower in self._towers()}
+        return super().smoke().model_copy(update=few)
+
+    def _towers(self) -> tuple[tuple[str, Tower], ...]:
+        return ("encoder", self.encoder), ("decoder", self.decoder)
+
     def load_weights(self, module: nn.Module, path: Path) -> None:
         """As for every published network; WeightsError also where towers of a public size have other heads."""
-        for side, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for side, tower in self._towers():
             size = (tower.width, tower.depth)
             told = self.public_heads.get(size, tower.heads)
             same_heads(self.published.model, f"{side}.heads", size, tower.heads, told, path)

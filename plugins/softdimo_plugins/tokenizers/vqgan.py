@@ -16,7 +16,7 @@ from softdimo.math.precision import wide
 from softdimo.shapes import Image, Probs, Tokens
 from softdimo.weights import Published, Shapes, count
 from softdimo_plugins.layers import full_precision
-from softdimo_plugins.public import PublicSpec
+from softdimo_plugins.public import PublicPyramid
 from softdimo_plugins.tokenizers.codebook import nearest_code
 
 NORM_GROUPS, EPS = 32, 1e-6
@@ -42,7 +42,7 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }
 
 
-class VQGAN(PublicSpec):
+class VQGAN(PublicPyramid):
     """Convolutional autoencoder with attention at its coarsest resolution, and one learned codebook."""
 
     published: ClassVar[Published] = Published("the VQGAN f16/1024", sizes, under="state_dict", beside=("loss.",))
