@@ -23,8 +23,8 @@ from softdimo.files import sweep, write_json, write_text
 from softdimo.memory.sizes import slow_in_bf16
 from softdimo.recipe import Loaded
 from softdimo.runs import jobs, measure
-from softdimo.runs.folder import LOCK, RECIPE, RunFolder
-from softdimo.runs.lineage import CACHE, cache_name, training_hash
+from softdimo.runs.folder import RECIPE, RunFolder
+from softdimo.runs.lineage import CACHE, default_out, home_of, recorded_there, training_hash
 from softdimo.runs.ranks import Ranks
 from softdimo.runs.sheets import COLUMNS, FEW, Sheets
 
@@ -80,7 +80,7 @@ class Session:
         )
 
     def ensure(self, loaded: Loaded) -> Path:
-        """Run folder of another recipe's training, made once and cached by content."""
+        """Run folder of another recipe's training, made once and found again by its content."""
         folder = self.home(loaded)
         if self.ranks.agree((folder / PRODUCT).is_file()):
             return folder
@@ -91,6 +91,7 @@ class Session:
         try:
             if not self.ranks.agree((folder / PRODUCT).is_file()):
                 if self.ranks.first:
+                    self._point_out(loaded)
                     describe(loaded, held)
                 with torch.inference_mode(False), torch.enable_grad():
                     self.train(loaded, held, self.parts(loaded), resume=True)
@@ -98,9 +99,17 @@ class Session:
             held.release()
         return folder
 
+    def _point_out(self, loaded: Loaded) -> None:
+        """An unfinished run of a recipe is not gone on with for another one's sake: its owner may want it as it is."""
+        named = default_out(loaded, self.runs)
+        if (named / "checkpoints").is_dir() and recorded_there(loaded, named):
+            self.say(
+                f"{named} is unfinished and not used; to use it, stop and finish it: softdimo run {named} --resume"
+            )
+
     def home(self, loaded: Loaded) -> Path:
-        """Run folder of a recipe that is run for another one's sake."""
-        return self.runs / CACHE / cache_name(loaded)
+        """Run folder of a recipe that another one needs."""
+        return home_of(loaded, self.runs)
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""
@@ -146,13 +155,6 @@ def describe(loaded: Loaded, folder: RunFolder) -> None:
     """Write the resolved recipe and the lock file into the folder; that of a finished training stays."""
     finished = loaded.recipe.train is not None and (folder.path / PRODUCT).is_file()
     folder.describe(recipes.dump(loaded.recipe), training_hash(loaded), recipes.distributions(loaded.recipe), finished)
-
-
-def default_out(loaded: Loaded, runs: Path) -> Path:
-    """`runs/<recipe>`, or `runs/<recipe>-smoke`; a run folder's own recipe runs there."""
-    if loaded.path.name == RECIPE and (loaded.path.parent / LOCK).is_file():
-        return loaded.path.parent
-    return runs / (loaded.path.stem + ("-smoke" if loaded.smoke else ""))
 
 
 def as_recorded(loaded: Loaded) -> Loaded:

@@ -25,7 +25,7 @@ from softdimo.errors import CheckpointError, Interrupted, RecipeError, WeightsEr
 from softdimo.files import read_weights, sha256, write_json
 from softdimo.recipe import Loaded
 from softdimo.runs.folder import RunFolder
-from softdimo.runs.lineage import cache_name, training_hash
+from softdimo.runs.lineage import ancestry, cache_name, training_hash
 from tests import tiny
 
 ALONE = ("hardware.jobs=1", "hardware.threads=1", "hardware.accelerator=cpu")
@@ -181,11 +181,11 @@ def test_a_finished_run_is_not_trained_or_measured_again(
 def test_another_recipe_takes_the_cached_parts(folder: Path, trained: list[str]) -> None:
     running.run(load(folder, "dimo", "train.iterations=2"), folder / "runs" / "short")
     assert trained == ["student"]
-    running.run(load(folder, "teacher", "train.iterations=2"), folder / "runs" / "teacher")
+    running.run(load(folder, "teacher", "train.iterations=2"), folder / "runs" / "apart")
     assert trained == ["student", "teacher"]
     running.run(load(folder, "dimo", "teacher.weights.set={train.iterations: 2}"), folder / "runs" / "other")
     assert trained[2:] == ["student", "teacher"]  # on its way, a teacher of its own, in the cache
-    assert equal(folder / "runs" / "teacher", max((folder / "runs" / "cache").glob("teacher-*"), key=os.path.getmtime))
+    assert equal(folder / "runs" / "apart", max((folder / "runs" / "cache").glob("teacher-*"), key=os.path.getmtime))
 
 
 def test_the_same_recipe_gives_the_same_weights_whether_its_parts_are_cached_or_not(folder: Path) -> None:
@@ -315,6 +315,36 @@ def test_a_run_waits_for_parts_that_another_run_is_making(folder: Path, tmp_path
     thread.join()
     assert said[0] == f"waiting for another run, which is making {held.path}"
     assert trained == ["teacher"]
+
+
+def test_a_finished_run_by_name_is_what_another_recipe_needs(folder: Path, tmp_path: Path, trained: list[str]) -> None:
+    tokenizer = running.run(load(folder, "tokenizer"), tmp_path / "tokenizer")
+    teacher = running.run(load(folder, "teacher"), tmp_path / "teacher")
+    assert trained == ["tokenizer", "teacher"]
+    dimo = running.run(load(folder, "dimo"), tmp_path / "dimo")
+    assert trained == ["tokenizer", "teacher", "student"]
+    assert not list((tmp_path / "cache").glob("t*"))
+    assert [path for path, _ in ancestry(dimo)] == [tokenizer, teacher]
+    running.run(
+        load(folder, "dimo", f"teacher.weights={{recipe: {folder}/teacher.yaml, set: {{seed: 5}}}}"), tmp_path / "other"
+    )
+    assert trained[3:] == ["student", "teacher"]  # of other settings: made on the way, in the cache
+
+
+def test_an_unfinished_run_by_name_is_left_alone(folder: Path, tmp_path: Path, trained: list[str]) -> None:
+    (shutil.copytree(folder / "runs" / "whole", tmp_path / "dimo") / PRODUCT).unlink()
+    shutil.copytree(folder / "runs" / "cache", tmp_path / "cache")
+    before = sorted(tmp_path.glob("dimo/**/*"))
+    said: list[str] = []
+    start = f"start: {{from: {{recipe: {folder}/dimo.yaml}}}}"
+    (tmp_path / "more.yaml").write_text(f"base: {folder}/dimo.yaml\ntrain: {{iterations: 2, {start}}}\n")
+    running.run(load(tmp_path, "more"), tmp_path / "more", say=said.append)
+    assert any(
+        f"{tmp_path / 'dimo'} is unfinished and not used; to use it, stop and finish it: softdimo run" in text
+        for text in said
+    )
+    assert trained == ["student", "student"]
+    assert sorted(tmp_path.glob("dimo/**/*")) == before
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from softdimo.registry import suggest
 from softdimo.report import found
 from softdimo.report.scale import number
 from softdimo.report.searched import budget, maximized, rewarded
-from softdimo.run import Say, Session, as_recorded, default_out, refuse_another, start_session
+from softdimo.run import Say, Session, as_recorded, refuse_another, start_session
 from softdimo.runs import measure
 from softdimo.runs.folder import LOCK, RECIPE, RunFolder, environment
+from softdimo.runs.lineage import default_out
 from softdimo.search import wanted
 from softdimo.search.wanted import Wanted
 from softdimo.search.winners import CONDITIONS, Json, Searcher

@@ -1,4 +1,4 @@
-"""Where a finished run's networks came from: the cached runs of the recipes that it names."""
+"""Where a finished run's networks came from: the runs of the recipes that it names."""
 
 from __future__ import annotations
 
@@ -24,6 +24,31 @@ def training_hash(loaded: Loaded) -> str:
 def cache_name(loaded: Loaded) -> str:
     """Name of the folder, below `runs/cache`, of a recipe that is run for another one's sake."""
     return f"{loaded.path.stem}-{training_hash(loaded)[:8]}"
+
+
+def default_out(loaded: Loaded, runs: Path) -> Path:
+    """`runs/<recipe>`, or `runs/<recipe>-smoke`; a run folder's own recipe runs there."""
+    if loaded.path.name == RECIPE and (loaded.path.parent / LOCK).is_file():
+        return loaded.path.parent
+    return runs / (loaded.path.stem + ("-smoke" if loaded.smoke else ""))
+
+
+def home_of(loaded: Loaded, runs: Path) -> Path:
+    """The run folder of a recipe that another one needs.
+
+    That of `softdimo run` where it was finished there with all that its training depends on; else one in `runs/cache`.
+    """
+    named = default_out(loaded, runs)
+    finished = (named / PRODUCT).is_file() and recorded_there(loaded, named)
+    return named if finished else runs / CACHE / cache_name(loaded)
+
+
+def recorded_there(loaded: Loaded, folder: Path) -> bool:
+    """Whether a folder says that it holds a run of just this recipe; one that cannot be read does not."""
+    try:
+        return RunFolder(folder).recorded_hash() == training_hash(loaded)
+    except CheckpointError:
+        return False
 
 
 def open_run(run: Path) -> Loaded:
@@ -72,8 +97,8 @@ def ancestry(run: Path) -> list[tuple[Path, bool]]:
 
 
 def _home(run: Path, loaded: Loaded) -> Path:
-    """The cached run of another recipe, beside `run` (which may itself be a cached one)."""
-    return cache_folder(run) / cache_name(loaded)
+    """The run of another recipe, beside `run` (which may itself be a cached one)."""
+    return home_of(loaded, cache_folder(run).parent)
 
 
 def cache_folder(run: Path) -> Path:
