@@ -71,6 +71,13 @@ def test_an_ambiguous_name_is_left_out_rather_than_guessed(tmp_path: Path) -> No
     assert "animals_dimo" not in {s.folder.path.name.split("-")[0] for s in Folder(run).stages}
 
 
+def test_a_stage_may_have_been_run_by_its_name(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    (cached,) = (tmp_path / "cache").glob("animals_dimo-*")
+    cached.rename(tmp_path / "animals_dimo")
+    assert tmp_path / "animals_dimo" in [s.folder.path for s in Folder(run).stages]
+
+
 def test_references_in_a_circle_end(tmp_path: Path) -> None:
     for a, b in (("a", "b"), ("b", "a")):
         write_yaml(
