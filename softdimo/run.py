@@ -109,7 +109,7 @@ class Session:
 
     def home(self, loaded: Loaded) -> Path:
         """Run folder of a recipe that another one needs."""
-        return home_of(loaded, self.runs)
+        return home_of(loaded, self.runs, self.ranks.agree)
 
     def train(self, loaded: Loaded, folder: RunFolder, parts: Components, resume: bool) -> None:
         """The `train:` section, up to weights in the folder."""

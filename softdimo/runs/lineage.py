@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +34,15 @@ def default_out(loaded: Loaded, runs: Path) -> Path:
     return runs / (loaded.path.stem + ("-smoke" if loaded.smoke else ""))
 
 
-def home_of(loaded: Loaded, runs: Path) -> Path:
+def home_of(loaded: Loaded, runs: Path, agree: Callable[[bool], bool] = bool) -> Path:
     """The run folder of a recipe that another one needs.
 
     That of `softdimo run` where it was finished there with all that its training depends on; else one in `runs/cache`.
+    `agree` tells ranks what the first has seen.
     """
     named = default_out(loaded, runs)
     finished = (named / PRODUCT).is_file() and recorded_there(loaded, named)
-    return named if finished else runs / CACHE / cache_name(loaded)
+    return named if agree(finished) else runs / CACHE / cache_name(loaded)
 
 
 def recorded_there(loaded: Loaded, folder: Path) -> bool:
