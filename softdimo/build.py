@@ -40,7 +40,7 @@ NAMES = (PRODUCT, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_mode
          "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # fmt: skip
 """Files that a folder may hold: a run's product, or what folders on the hub have; the first one counts."""
 Ensure = Callable[[RecipeRef], Path]
-"""Runs another recipe unless its result is cached; returns its run folder."""
+"""Runs another recipe unless that was done before; returns its run folder."""
 
 
 def unavailable(ref: RecipeRef) -> Path:

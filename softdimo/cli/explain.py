@@ -189,7 +189,7 @@ def _before(recipe: Recipe, section: str, smoke: bool, seen: dict[str, str]) -> 
         steps += _before(other, "train", smoke, seen)
         train = other.train
         doing = f"{train.network}, {train.iterations} iterations of {train.batch_size}" if train else "no training"
-        steps.append(f"for {what}: {_named(ref)} ({doing}), unless cached")
+        steps.append(f"for {what}: {_named(ref)} ({doing}), unless done before")
     return steps
 
 

@@ -39,8 +39,8 @@ def test_a_student_is_explained(home: Path) -> None:
         assert said in text, said
     plan = text[text.index("softdimo run will") :]
     assert plan.split("\n")[1:5] == [
-        "   1. for the tokenizer: tokenizer.yaml (tokenizer, 4 iterations of 8), unless cached",
-        "   2. for the teacher: teacher.yaml (teacher, 4 iterations of 8), unless cached",
+        "   1. for the tokenizer: tokenizer.yaml (tokenizer, 4 iterations of 8), unless done before",
+        "   2. for the teacher: teacher.yaml (teacher, 4 iterations of 8), unless done before",
         "   3. train the student: 4 iterations of 8, and keep its EMA in weights.safetensors",
         "   4. write report.html",
     ]
@@ -72,7 +72,7 @@ def test_measurements_come_after_training_with_what_they_need(home: Path) -> Non
     plan = explain(load("measured.yaml")).split("softdimo run will")[1].split("\n")
     assert plan[3:6] == [
         "   3. train the student: 4 iterations of 8, and keep its EMA in weights.safetensors",
-        "   4. for the metric `accuracy`: judge.yaml seed=3 (features, 4 iterations of 8), unless cached",
+        "   4. for the metric `accuracy`: judge.yaml seed=3 (features, 4 iterations of 8), unless done before",
         "   5. measure 1 rows (s) with accuracy: 8 samples, seeds 0, 1, 2",
     ]
 
