@@ -318,31 +318,25 @@ def test_a_run_waits_for_parts_that_another_run_is_making(folder: Path, tmp_path
 
 
 def test_a_finished_run_by_name_is_what_another_recipe_needs(folder: Path, tmp_path: Path, trained: list[str]) -> None:
-    tokenizer = running.run(load(folder, "tokenizer"), tmp_path / "tokenizer")
-    teacher = running.run(load(folder, "teacher"), tmp_path / "teacher")
-    assert trained == ["tokenizer", "teacher"]
-    dimo = running.run(load(folder, "dimo"), tmp_path / "dimo")
-    assert trained == ["tokenizer", "teacher", "student"]
-    assert not list((tmp_path / "cache").glob("t*"))
-    assert [path for path, _ in ancestry(dimo)] == [tokenizer, teacher]
-    running.run(
-        load(folder, "dimo", f"teacher.weights={{recipe: {folder}/teacher.yaml, set: {{seed: 5}}}}"), tmp_path / "other"
+    tokenizer, teacher, dimo = (
+        running.run(load(folder, name), tmp_path / name) for name in ("tokenizer", "teacher", "dimo")
     )
+    assert trained == ["tokenizer", "teacher", "student"]
+    assert [path for path, _ in ancestry(dimo)] == [tokenizer, teacher]
+    other = f"teacher.weights={{recipe: {folder}/teacher.yaml, set: {{seed: 5}}}}"
+    running.run(load(folder, "dimo", other), tmp_path / "other")
     assert trained[3:] == ["student", "teacher"]  # of other settings: made on the way, in the cache
 
 
 def test_an_unfinished_run_by_name_is_left_alone(folder: Path, tmp_path: Path, trained: list[str]) -> None:
     (shutil.copytree(folder / "runs" / "whole", tmp_path / "dimo") / PRODUCT).unlink()
     shutil.copytree(folder / "runs" / "cache", tmp_path / "cache")
-    before = sorted(tmp_path.glob("dimo/**/*"))
-    said: list[str] = []
-    start = f"start: {{from: {{recipe: {folder}/dimo.yaml}}}}"
-    (tmp_path / "more.yaml").write_text(f"base: {folder}/dimo.yaml\ntrain: {{iterations: 2, {start}}}\n")
+    before, said = sorted(tmp_path.glob("dimo/**/*")), list[str]()
+    start = f"{{from: {{recipe: {folder}/dimo.yaml}}}}"
+    (tmp_path / "more.yaml").write_text(f"base: {folder}/dimo.yaml\ntrain: {{iterations: 2, start: {start}}}\n")
     running.run(load(tmp_path, "more"), tmp_path / "more", say=said.append)
-    assert any(
-        f"{tmp_path / 'dimo'} is unfinished and not used; to use it, stop and finish it: softdimo run" in text
-        for text in said
-    )
+    (told,) = (text for text in said if "unfinished" in text)
+    assert told.startswith(f"{tmp_path / 'dimo'} is unfinished and not used; to use it, stop and finish it: ")
     assert trained == ["student", "student"]
     assert sorted(tmp_path.glob("dimo/**/*")) == before
 

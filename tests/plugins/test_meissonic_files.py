@@ -211,4 +211,4 @@ def test_top_k_of_one_decodes_the_most_probable_code():
 def test_a_tiny_version_has_a_block_of_each_kind():
     small = Meissonic(weights="x.safetensors").smoke()
     assert small == Meissonic(joint=1, single=1, fresh=True)
-    assert MeissonicVQ(weights="x.safetensors").smoke() == MeissonicVQ(fresh=True)
+    assert MeissonicVQ(weights="x.safetensors").smoke() == MeissonicVQ(blocks=1, fresh=True)

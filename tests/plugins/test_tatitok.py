@@ -98,8 +98,14 @@ def test_it_is_not_trained_here():
         tokenizer().loss(torch.rand(1, *IMAGE), rng(), 0.0)
 
 
-def test_the_small_version_is_the_real_one_without_its_file():
-    assert TATiTok(weights="hf://a/b/c.bin").smoke() == TATiTok(fresh=True)
+def test_the_small_version_has_the_real_ones_sizes_but_its_depth():
+    small, real = TATiTok(weights="hf://a/b/c.bin").smoke(), TATiTok(fresh=True)
+    assert (small.encoder.depth, small.decoder.depth) == (2, 2)
+    deep = {
+        side: getattr(small, side).model_copy(update={"depth": getattr(real, side).depth})
+        for side in ("encoder", "decoder")
+    }
+    assert small.model_copy(update=deep) == real
 
 
 @pytest.fixture
