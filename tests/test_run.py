@@ -335,7 +335,7 @@ def test_an_unfinished_run_by_name_is_left_alone(folder: Path, tmp_path: Path, t
     start = f"{{from: {{recipe: {folder}/dimo.yaml}}}}"
     (tmp_path / "more.yaml").write_text(f"base: {folder}/dimo.yaml\ntrain: {{iterations: 2, start: {start}}}\n")
     running.run(load(tmp_path, "more"), tmp_path / "more", say=said.append)
-    (told,) = (text for text in said if "unfinished" in text)
+    (told,) = (text for text in said if "not used" in text)
     assert told.startswith(f"{tmp_path / 'dimo'} is unfinished and not used; to use it, stop and finish it: ")
     assert trained == ["student", "student"]
     assert sorted(tmp_path.glob("dimo/**/*")) == before
