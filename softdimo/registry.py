@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
 from softdimo import API_VERSION
@@ -17,7 +16,7 @@ from softdimo.errors import PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from importlib.metadata import Distribution, EntryPoints
+    from importlib.metadata import Distribution, EntryPoint, EntryPoints
 
     from softdimo.spec import Spec
 
@@ -31,6 +30,8 @@ KINDS = (
 @cache
 def _everything(path: tuple[str, ...]) -> EntryPoints:
     """One walk over all that is installed on `path`, for all kinds."""
+    from importlib.metadata import entry_points  # `softdimo --help` needs none of it
+
     return cast("EntryPoints", entry_points())  # Python 3.11's SelectableGroups selects likewise
 
 

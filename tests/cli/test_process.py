@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+BUDGET = 0.5
+"""Seconds for commands that compute nothing."""
+
 
 def softdimo(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -30,18 +33,15 @@ def test_light_commands_import_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"]])
-def test_light_commands_take_less_than_twice_what_the_command_line_library_takes(arguments):
-    """Processor time, in turn, the median of five: .25 to .45 s, where typer alone takes .18 to .3."""
-
-    def taken(*command):
+def test_light_commands_take_less_than_half_a_second(arguments):
+    """Processor time, the median of five: the wall clock of a busy machine measures the machine."""
+    seconds = []
+    for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], capture_output=True, timeout=120, check=True)
+        assert softdimo(*arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    ours, typer = ("-m", "softdimo.cli.main", *arguments), ("-c", "import typer, typer.rich_utils")
-    ratios = [taken(*ours) / taken(*typer) for _ in range(5)]
-    assert statistics.median(ratios) < 2, ratios
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert statistics.median(seconds) < BUDGET, seconds
 
 
 def test_exit_code_and_no_traceback(tmp_path):
