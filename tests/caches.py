@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -65,3 +67,19 @@ def read(folder: Path, **settings: object) -> Tokens:
 def parts(home: Path, folder: Path, weights: int = 0) -> Components:
     data = f"data={{use: tokens, path: {folder}, size: 8}}"
     return Components(loaded(home, data, weights=weights).recipe)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def cache(home: Path) -> Path:
+    make(home, home / "cache")
+    return home / "cache"
+
+
+@pytest.fixture
+def copy(cache: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(cache, tmp_path / "copy"))

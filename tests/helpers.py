@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from softdimo.kinds import Batch, Cond, Context, Data, Features, ImageShape, Output, Teacher, Tokenizer, TokenShape
+from softdimo.math.init import Init
+from softdimo_plugins.samplers.one_step import OneStep
 
 SHAPE = TokenShape(2, 3, 2, 5)
 IMAGE = ImageShape(1, 4, 6)
@@ -125,6 +127,25 @@ class Stored:
 
     def get(self, index):
         return Batch(Cond(self.labels[index]), images=self.images[index])
+
+
+class Failing:
+    """A one-step sampler that counts its calls and raises after some."""
+
+    def __init__(self, after=10**9, error=KeyboardInterrupt):
+        self.inner, self.calls, self.after, self.error = OneStep(init=Init()), 0, after, error
+
+    def __repr__(self):
+        return "Failing"
+
+    def passes(self):
+        return 1.0
+
+    def sample(self, net, cond, rng):
+        if self.calls == self.after:
+            raise self.error
+        self.calls += 1
+        return self.inner.sample(net, cond, rng)
 
 
 def labels(n: int) -> Cond:

@@ -171,7 +171,8 @@ def _named(run: Path, stem: str) -> Path | None:
     """The one run of a recipe called `stem`, cached or not; None where there is none, or more than one."""
     base = run.parent if run.parent.name == "cache" else run.parent / "cache"
     found = [p for p in base.glob(f"{stem}-*") if p.name.rpartition("-")[0] == stem and p.is_dir()]
-    found += [p for p in [base.parent / stem] if (p / "recipe.yaml").is_file()]
+    if (base.parent / stem / "recipe.yaml").is_file():
+        found.append(base.parent / stem)
     return found[0] if len(found) == 1 else None
 
 

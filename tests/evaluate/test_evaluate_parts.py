@@ -10,34 +10,13 @@ from softdimo.errors import CheckpointError, WeightsError
 from softdimo.evaluate import Pieces, Subject, evaluate, parts
 from softdimo.files import read_weights, save_weights
 from softdimo.kinds import Metric
-from softdimo.math.init import Init
 from softdimo.runs.ranks import ALONE, Ranks
 from softdimo_plugins.metrics.accuracy import AccuracyMetric
 from softdimo_plugins.metrics.frechet import FrechetMetric
 from softdimo_plugins.metrics.inception_score import InceptionScoreMetric
 from softdimo_plugins.metrics.precision_recall import PrecisionRecallMetric
-from softdimo_plugins.samplers.one_step import OneStep
 from tests import ranks
-from tests.helpers import Blobs, CountingTeacher, Painter, Pooled
-
-
-class Failing:
-    """A one-step sampler that counts its calls and raises after some."""
-
-    def __init__(self, after=10**9, error=KeyboardInterrupt):
-        self.inner, self.calls, self.after, self.error = OneStep(init=Init()), 0, after, error
-
-    def __repr__(self):
-        return "Failing"
-
-    def passes(self):
-        return 1.0
-
-    def sample(self, net, cond, rng):
-        if self.calls == self.after:
-            raise self.error
-        self.calls += 1
-        return self.inner.sample(net, cond, rng)
+from tests.helpers import Blobs, CountingTeacher, Failing, Painter, Pooled
 
 
 def metrics():

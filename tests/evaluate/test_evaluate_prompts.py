@@ -9,13 +9,11 @@ import torch
 from softdimo import testing
 from softdimo.evaluate import Pieces, Subject, evaluate, parts
 from softdimo.kinds import Batch, Cond
-from softdimo.math.init import Init
 from softdimo.runs.ranks import ALONE, Ranks
 from softdimo_plugins.metrics.command import Command
 from softdimo_plugins.metrics.geneval import Geneval
-from softdimo_plugins.samplers.one_step import OneStep
 from tests import ranks, scorers
-from tests.helpers import Blobs, CountingTeacher, Painter
+from tests.helpers import Blobs, CountingTeacher, Failing, Painter
 
 LINES = [{"tag": tag, "include": [], "prompt": f"a photo of {tag}"} for tag in ("single_object", "colors", "position")]
 
@@ -44,25 +42,6 @@ class Unlabeled(CountingTeacher):
     def forward(self, e, cond, at=None, features=()):
         assert (cond.labels == -1).all()
         return super().forward(e, Cond(torch.tensor([len(p) % 3 for p in cond.prompts])), at, features)
-
-
-class Failing:
-    """A one-step sampler that raises after some batches."""
-
-    def __init__(self, after=10**9):
-        self.inner, self.calls, self.after = OneStep(init=Init()), 0, after
-
-    def __repr__(self):
-        return "Failing"
-
-    def passes(self):
-        return 1.0
-
-    def sample(self, net, cond, rng):
-        if self.calls == self.after:
-            raise KeyboardInterrupt
-        self.calls += 1
-        return self.inner.sample(net, cond, rng)
 
 
 def metrics(folder):

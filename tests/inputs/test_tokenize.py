@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,10 @@ from softdimo.errors import DataError, Interrupted, PluginError
 from softdimo.files import read_weights, save_weights
 from softdimo.inputs import shards, tokenize
 from tests import ranks
-from tests.caches import BLANK, HELD_OUT, SHARD, TRAIN, files, loaded, make, parts, read, write
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("tokens"))
-
-
-@pytest.fixture(scope="module")
-def cache(home: Path) -> Path:
-    make(home, home / "cache")
-    return home / "cache"
-
-
-@pytest.fixture
-def copy(cache: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(cache, tmp_path / "copy"))
+from tests.caches import BLANK, HELD_OUT, SHARD, TRAIN, files, loaded, make, parts, read
+from tests.caches import cache as cache
+from tests.caches import copy as copy
+from tests.caches import home as home
 
 
 def test_a_cache_gives_the_tokens_that_encoding_gives(home: Path, cache: Path) -> None:

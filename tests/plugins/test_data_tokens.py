@@ -14,24 +14,10 @@ from softdimo.build import Components
 from softdimo.errors import DataError
 from softdimo.inputs import shards, tokenize
 from softdimo.testing import check_data
-from tests.caches import BLANK, TRAIN, loaded, make, parts, read, write
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("tokens"))
-
-
-@pytest.fixture(scope="module")
-def cache(home: Path) -> Path:
-    make(home, home / "cache")
-    return home / "cache"
-
-
-@pytest.fixture
-def copy(cache: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(cache, tmp_path / "copy"))
-
+from tests.caches import BLANK, TRAIN, loaded, make, parts, read
+from tests.caches import cache as cache
+from tests.caches import copy as copy
+from tests.caches import home as home
 
 # What can be wrong with a cache, one clear error each
 
